@@ -1,0 +1,42 @@
+"""A stand-in for the algorithm in tests of the command line: it trains nothing, and needs no Ray."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+
+class FakeAlgorithm:
+    """Takes 100 real steps an iteration, and evaluates when the script of returns has one for the iteration."""
+
+    def __init__(self, returns=None, confirmations=(), on_train=None):
+        self.returns = returns or {}
+        self.confirmations = list(confirmations)
+        self.on_train = on_train
+        self.iteration = 0
+        self.stopped = False
+
+    def train(self):
+        self.iteration += 1
+        if self.on_train:
+            self.on_train(self.iteration)
+        result = {
+            "training_iteration": self.iteration,
+            "phase": "mixed",
+            "num_env_steps_sampled_lifetime": 100 * self.iteration,
+            "imagination": {"ratio": 0.5},
+        }
+        if self.iteration in self.returns:
+            result["evaluation"] = {"episode_return_mean": self.returns[self.iteration], "episodes": 20}
+        return result
+
+    def evaluate_return(self, num_episodes):
+        return SimpleNamespace(mean=self.confirmations.pop(0))
+
+    def save_to_path(self, path):
+        (Path(path) / "state.json").write_text(json.dumps(self.iteration))
+
+    def restore_from_path(self, path):
+        self.iteration = json.loads((Path(path) / "state.json").read_text())
+
+    def stop(self):
+        self.stopped = True

@@ -1,0 +1,442 @@
+"""WorldModelPPO: phases, one iteration, evaluation, resources, checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import ray
+from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.tune import PlacementGroupFactory
+
+from wm_rllib import placement
+from wm_rllib.calling import call
+from wm_rllib.collection import RealExperience, collect, combine
+from wm_rllib.config import WorldModelPPOConfig
+from wm_rllib.dreamer import Dreamed, DreamerSpec
+from wm_rllib.dreamer_pool import DreamerPool, DreamHarvest, DreamOrder
+from wm_rllib.env_runner import CollectRequest, WorldModelEnvRunner
+from wm_rllib.evaluation import EvaluationResult
+from wm_rllib.iteration import IterationReport
+from wm_rllib.learner_calls import fit_world_model, on_learners, update_policy
+from wm_rllib.logs import set_log_level
+from wm_rllib.mixing import imagined_rows, may_dream, ratio_at, real_rows_for, split_evenly
+from wm_rllib.publishing import Publisher
+from wm_rllib.replay_client import ReplayClient
+from wm_rllib.seeding import stage_seed
+from wm_rllib.training_state import Phase, TrainingState
+
+logger = logging.getLogger(__name__)
+
+COMPONENT_REPLAY = "replay"
+TRAINING_STATE = "training_state"
+RANDOM_ROUND = 1000
+"""Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
+
+
+class WorldModelPPO(PPO):
+    """PPO on [z, h] that learns from real and imagined experience at once.
+
+    Phases: random collection, pretraining of the world model, mixed training. An iteration of the last one samples real
+    steps, fits V and M to the replay, publishes them, and runs `num_dream_rounds` rounds of dreaming and updating, each
+    with the newest policy.
+    """
+
+    config: WorldModelPPOConfig
+
+    @classmethod
+    def get_default_config(cls) -> WorldModelPPOConfig:
+        """RLlib's hook."""
+        return WorldModelPPOConfig()
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """RLlib's bundles, the replay's CPUs, and a bundle for each dreamer."""
+        request = super().default_resource_request(config)
+        return placement.add_own_bundles(request, cls.get_default_config().update_from_dict(config))
+
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
+        wanted = eval_config.evaluation_interval_steps is not None
+        return wanted or super()._should_create_evaluation_env_runners(eval_config)
+
+    # --- set-up ------------------------------------------------------------------------------------------------------
+
+    def setup(self, config: WorldModelPPOConfig) -> None:
+        """Builds RLlib's parts, then the parameter server, the replay and the dreamers."""
+        set_log_level(config.wm_log_level)
+        request = self.default_resource_request(config)
+        placement.check_cluster(request)
+        super().setup(config)
+        self._state = TrainingState(phase=Phase.RANDOM)
+        self._report = IterationReport()
+        remote = not self.config.is_single_process
+        self._server = placement.make_server(remote=remote)
+        self._replay = ReplayClient(placement.make_replay(self.config, self.config.seed))
+        self._publisher = Publisher(self._server, self.learner_group, self._state)
+        self._pool = self._make_pool(request)
+        self._connect(self.env_runner_group)
+        self._publisher.publish(0, policy=True, world_model=True)
+
+    def _make_pool(self, request: PlacementGroupFactory) -> DreamerPool | None:
+        """The dreamers, or None when the ratio never asks for them: contract 1 places none at r = 0."""
+        if not may_dream(self.config.imagination_ratio):
+            return None
+        spec = self._dreamer_spec()
+        make = functools.partial(
+            placement.make_dreamer, config=self.config, spec=spec, server=self._server, request=request
+        )
+        return DreamerPool(
+            spec,
+            self._server,
+            self._replay.service,
+            num_dreamers=self.config.num_dreamers_to_place,
+            make_actor=make,
+            timeout_s=self.config.dreamer_timeout_s,
+        )
+
+    def _dreamer_spec(self) -> DreamerSpec:
+        spaces = self.env_runner_group.get_spaces()
+        features = self.config._feature_connector(None, spaces)
+        policy = self.config.get_rl_module_spec(spaces=spaces, inference_only=True)
+        policy.observation_space, policy.action_space = spaces[DEFAULT_MODULE_ID]
+        remote = bool(self.config.num_dreamers_to_place)
+        return DreamerSpec(
+            world_model=features.world_model.config,
+            policy=policy,
+            log_level=self.config.wm_log_level,
+            num_threads=max(1, int(self.config.num_cpus_per_dreamer)) if remote else 0,
+            device="cuda" if remote and self.config.num_gpus_per_dreamer else "cpu",
+        )
+
+    def _connect(self, group: Any, ids: list[int] | None = None) -> None:
+        """Tells env runners where the parameter server is."""
+        group.foreach_env_runner(
+            functools.partial(_connect_runner, server=self._server), remote_worker_ids=ids, local_env_runner=ids is None
+        )
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """RLlib's restoration; a restarted env runner also has to learn where the parameter server is."""
+        restored = super().restore_env_runners(env_runner_group)
+        if restored:
+            logger.warning("env runners %s are back", restored)
+            self._connect(env_runner_group, restored)
+        return restored
+
+    # --- one iteration -----------------------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, Any]:
+        """RLlib's iteration, with this algorithm's report and its evaluation at a fixed interval of real steps."""
+        self._report = IterationReport()
+        phase = self._state.phase
+        results = super().step()
+        if self._evaluation_is_due():
+            self._state.evaluated_at = self._state.num_env_steps
+            self._run_one_evaluation()
+        if self._report.evaluation:
+            # RLlib's metrics repeat the last evaluation in every iteration; these keys are there only when it is new.
+            results[EVALUATION_RESULTS] = {**results.get(EVALUATION_RESULTS, {}), **self._report.evaluation}
+        results.update(self._report.as_dict())
+        results.update(
+            {
+                "phase": phase.value,
+                NUM_ENV_STEPS_SAMPLED_LIFETIME: self._state.num_env_steps,
+                "world_model": {"version": self._state.world_model_version},
+                "policy": {"version": self._state.policy_version},
+                "restarts": self._restarts(),
+            }
+        )
+        return results
+
+    def training_step(self) -> None:
+        """One iteration of the current phase."""
+        stages = {Phase.RANDOM: self._collect_randomly, Phase.PRETRAIN: self._pretrain, Phase.MIXED: self._train_mixed}
+        stages[self._state.phase]()
+
+    def _collect_randomly(self) -> None:
+        missing = self.config.random_collection_steps - self._state.num_env_steps
+        chunk = max(RANDOM_ROUND, self.config.total_train_batch_size)
+        self._collect(min(missing, chunk), random_actions=True)
+        if self._state.num_env_steps >= self.config.random_collection_steps:
+            self._state.phase = Phase.PRETRAIN
+
+    def _pretrain(self) -> None:
+        """Fixes the units of observations and rewards, then fits V and M to the random experience."""
+        stats = call(self._replay.service, "normalisation")
+        on_learners(self.learner_group, "set_normalisation", stats=stats)
+        steps = call(self._replay.service, "stats")["num_timesteps"]
+        sequences = -(-steps // self.config.sequence_length)
+        learners = max(1, self.config.num_learners)
+        updates = -(-self.config.pretrain_epochs * sequences // (self.config.sequence_batch_size * learners))
+        self._fit(updates)
+        self._publish(policy=False, world_model=True)
+        self._state.phase = Phase.MIXED
+
+    def _train_mixed(self) -> None:
+        ratio = ratio_at(self.config.imagination_ratio, self._state.num_env_steps)
+        self._report.configured_ratio = ratio
+        real = self._collect(self.config.total_train_batch_size, random_actions=False)
+        self._state.pending_updates += self.config.updates_per_step * real.num_timesteps
+        updates = int(self._state.pending_updates)
+        self._state.pending_updates -= updates
+        if updates:
+            self._fit(updates)
+            self._publish(policy=False, world_model=True)
+        # At ratio 0 a second round would be a second PPO update on the same rows.
+        for round_index in range(self.config.num_dream_rounds if ratio else 1):
+            self._dream_and_update(real, ratio, round_index)
+
+    def _dream_and_update(self, real: RealExperience, ratio: float, round_index: int) -> None:
+        """One round: dreams with the newest policy, the exact merge, one PPO update, and its publication."""
+        real_rows = [0] * len(real.rows) if ratio == 1.0 else real.rows
+        rows = self.config.dream_batch_size if ratio == 1.0 else imagined_rows(sum(real_rows), ratio)
+        harvest = self._dream(rows, round_index) if rows else None
+        imagined = harvest.rows if harvest else [0] * len(real_rows)
+        keep: list[int] | None = None
+        if sum(imagined) < rows:
+            # Fewer dreams came than asked for: the real part shrinks with them, so that the ratio holds.
+            keep = split_evenly(real_rows_for(sum(imagined), ratio), len(real_rows))
+            real_rows = [min(limit, have) for limit, have in zip(keep, real_rows, strict=True)]
+        if not sum(real_rows) + sum(imagined) or (rows and not sum(imagined)):
+            self._report.updates_skipped += 1
+            logger.warning("update skipped: %d real and %d imagined rows", sum(real_rows), sum(imagined))
+            return
+        with self._report.stage("update"):
+            results = update_policy(
+                self.learner_group,
+                episodes_refs=self._episode_refs(real if sum(real_rows) else None),
+                imagined=harvest.shard_refs if harvest else None,
+                real_rows=keep,
+                rows=[n + m for n, m in zip(real_rows, imagined, strict=True)],
+                timesteps=self._timesteps(),
+                seed=self._seed(f"update/{round_index}"),
+            )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self._report.add_update(sum(real_rows), sum(imagined), harvest.num_segments if harvest else 0)
+        self._report.take_update_losses(self.metrics)
+        self._state.policy_version += 1
+        self._publish(policy=True, world_model=False)
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    def _collect(self, num_timesteps: int, *, random_actions: bool) -> RealExperience:
+        """Real env steps: features to the learners, raw experience to the replay."""
+        request = CollectRequest(
+            num_timesteps=num_timesteps,
+            num_shards=max(1, self.config.num_learners),
+            random_actions=random_actions,
+            fresh_envs=self._is_after_checkpoint(),
+            seed=self._seed("collect"),
+        )
+        with self._report.stage("sample"):
+            parts = collect(self.env_runner_group, request, timeout_s=self.config.sample_timeout_s)
+        ages = [self._state.staleness(part.sequence) for part in parts]
+        real = combine(parts, request.num_shards, ages, self.config.max_staleness)
+        with self._report.stage("replay"):
+            if real.raw_refs:
+                call(self._replay.service, "add", real.raw_refs)
+        self.metrics.aggregate(real.metrics, key=ENV_RUNNER_RESULTS)
+        self._state.num_env_steps += real.num_timesteps
+        self._report.num_env_steps += real.num_timesteps
+        self._report.staleness = max(self._report.staleness, real.staleness)
+        self._report.dropped_rows += real.dropped_rows
+        return real
+
+    def _fit(self, num_updates: int) -> None:
+        """Gradient steps on V and M, in one call to the learners."""
+        seed = self._seed("fit")
+        with self._report.stage("replay"):
+            if seed is not None:
+                call(self._replay.service, "reseed", seed)
+            refs = call(
+                self._replay.service,
+                "fit_batches",
+                num_updates,
+                self.config.sequence_batch_size,
+                self.config.sequence_length,
+                max(1, self.config.num_learners),
+            )
+        with self._report.stage("fit"):
+            results = fit_world_model(
+                self.learner_group,
+                refs,
+                batch_size=self.config.sequence_batch_size,
+                timesteps=self._timesteps(),
+                seed=seed,
+            )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self._report.fit_updates += num_updates
+        self._report.take_fit_losses(self.metrics)
+        self._state.world_model_version += 1
+
+    def _dream(self, rows: int, round_index: int) -> DreamHarvest:
+        assert self._pool is not None
+        order = DreamOrder(
+            rows=split_evenly(rows, max(1, self.config.num_learners)),
+            horizon=self.config.imagination_horizon,
+            temperature=self.config.temperature,
+            burn_in=self.config.burn_in,
+        )
+        with self._report.stage("dream"):
+            harvest = self._pool.dream(
+                order, lambda attempt: self._seed(f"dream/{round_index}/{attempt}"), self._is_stale
+            )
+        self._report.dropped_rows += harvest.dropped_rows
+        return harvest
+
+    def _is_stale(self, part: Dreamed) -> bool:
+        age = self._state.staleness(part.sequence)
+        self._report.staleness = max(self._report.staleness, age)
+        return age > self.config.max_staleness
+
+    def _publish(self, *, policy: bool, world_model: bool) -> None:
+        with self._report.stage("publish"):
+            self._publisher.publish(self.iteration, policy=policy, world_model=world_model)
+
+    def _episode_refs(self, real: RealExperience | None) -> list[ray.ObjectRef]:
+        """References for `LearnerGroup.update`: equally many for each learner, learner 0's first."""
+        if real is None:
+            return [ray.put([])] * max(1, self.config.num_learners)
+        return [ref for refs in real.shard_refs for ref in refs]
+
+    def _timesteps(self) -> dict[str, int]:
+        return {NUM_ENV_STEPS_SAMPLED_LIFETIME: self._state.num_env_steps}
+
+    def _seed(self, stage: str) -> int | None:
+        return None if self.config.seed is None else stage_seed(self.config.seed, self.iteration, stage)
+
+    def _is_after_checkpoint(self) -> bool:
+        """Whether envs are reset now so that a run resumed here equals one that was never killed (contract 7)."""
+        deterministic = self.config.is_single_process and self.config.seed is not None
+        return deterministic and self.iteration % self.config.checkpoint_frequency == 0
+
+    def _restarts(self) -> dict[str, int]:
+        return {
+            "env_runners": int(self.env_runner_group.num_remote_worker_restarts()),
+            "dreamers": self._pool.num_restarts if self._pool else 0,
+            "parameter_server": self._state.server_restarts,
+        }
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def _evaluation_is_due(self) -> bool:
+        interval = self.config.evaluation_interval_steps
+        if interval is None or self._state.phase != Phase.MIXED or not self._state.policy_version:
+            return False
+        return self._state.num_env_steps // interval > self._state.evaluated_at // interval
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """RLlib's evaluation: `evaluation_duration` greedy episodes, with exactly one pair of versions."""
+        with self._report.stage("evaluate"):
+            return {**super().evaluate(parallel_train_future), **self._report.evaluation}
+
+    def evaluate_return(self, num_episodes: int | None = None) -> EvaluationResult:
+        """Plays greedy episodes, new ones at each call, on the evaluation env runners.
+
+        Args:
+            num_episodes: How many; None: `evaluation_duration`.
+
+        Raises:
+            RuntimeError: No evaluation env runner answered.
+        """
+        seed = self._seed(f"evaluation/{self._state.num_evaluations}")
+        self._state.num_evaluations += 1
+        return evaluate_on(self, num_episodes or self.config.evaluation_duration, seed)
+
+    # --- checkpoint --------------------------------------------------------------------------------------------------
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """RLlib's components and the replay."""
+        return [*super().get_checkpointable_components(), (COMPONENT_REPLAY, self._replay)]
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, the training state, and (if not asked for by name alone) the replay's contents.
+
+        `save_to_path` asks for components by name and hands each its state: the replay writes itself, so it gets none.
+        """
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_REPLAY, components, not_components):
+            state[COMPONENT_REPLAY] = None if components == COMPONENT_REPLAY else self._replay.get_state()
+        state[TRAINING_STATE] = self._state.to_dict()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores `get_state`, and publishes what was restored under a sequence number newer than any before."""
+        super().set_state(state)
+        if state.get(COMPONENT_REPLAY) is not None:
+            self._replay.set_state(state[COMPONENT_REPLAY])
+        if TRAINING_STATE in state:
+            self._state.restore(state[TRAINING_STATE])
+        self._publisher.publish(self.iteration, policy=True, world_model=True)
+
+    def cleanup(self) -> None:
+        """Ends all actors."""
+        super().cleanup()
+        if getattr(self, "_pool", None):
+            self._pool.stop()
+        if getattr(self, "_replay", None):
+            self._replay.stop()
+        if getattr(self, "_server", None) is not None and not self.config.is_single_process:
+            ray.kill(self._server)
+
+
+def _connect_runner(runner: WorldModelEnvRunner, server: Any) -> None:
+    runner.connect(server)
+
+
+def evaluate_on(algorithm: WorldModelPPO, num_episodes: int, seed: int | None) -> EvaluationResult:
+    """Shares `num_episodes` among the evaluation env runners, all with the newest record."""
+    group = algorithm.eval_env_runner_group or algorithm.env_runner_group
+    record = algorithm._publisher.record
+    if group.num_remote_env_runners() == 0:
+        return group.local_env_runner.evaluate(record, num_episodes, seed)
+    workers = group.healthy_worker_ids()
+    shares = dict(zip(workers, split_evenly(num_episodes, len(workers) or 1), strict=False))
+    results = group.foreach_env_runner(
+        functools.partial(_evaluate_runner, record=record, shares=shares, seed=seed),
+        remote_worker_ids=workers,
+        local_env_runner=False,
+        timeout_seconds=algorithm.config.evaluation_sample_timeout_s,
+    )
+    parts = [result for result in results if result is not None]
+    if not parts:
+        raise RuntimeError("no evaluation env runner answered")
+    return EvaluationResult([r for part in parts for r in part.returns], [n for part in parts for n in part.lengths])
+
+
+def _evaluate_runner(
+    runner: WorldModelEnvRunner, record: dict[str, Any], shares: dict[int, int], seed: int | None
+) -> EvaluationResult | None:
+    share = shares.get(runner.worker_index, 0)
+    own_seed = None if seed is None else stage_seed(seed, 0, "env_runner", runner.worker_index)
+    return runner.evaluate(record, share, own_seed) if share else None
+
+
+def evaluate_greedily(algorithm: WorldModelPPO, _: Any) -> tuple[dict[str, Any], int, int]:
+    """RLlib's `custom_evaluation_function`: results, env steps, agent steps."""
+    result = algorithm.evaluate_return()
+    figures = {
+        "episode_return_mean": result.mean,
+        "episode_return_std": result.std,
+        "episode_return_min": min(result.returns),
+        "episode_return_max": max(result.returns),
+        "episodes": len(result.returns),
+    }
+    steps = sum(result.lengths)
+    algorithm._report.evaluation = figures
+    # RLlib reads an evaluation's results from its metrics, merged ones only, not from what this function returns.
+    runner_metrics = MetricsLogger(root=False)
+    for name, value in figures.items():
+        runner_metrics.log_value(name, value, window=1)
+    algorithm.metrics.aggregate([runner_metrics.reduce()], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+    return {ENV_RUNNER_RESULTS: dict(figures)}, steps, steps

@@ -1,0 +1,101 @@
+"""The program `wm-rllib`, also `python -m wm_rllib`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.output import LOG_LEVELS, configure_output
+from wm_rllib.settings import SettingError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # One message, like every other mistake; argparse would print its usage before it.
+        raise CommandError(f"{message}. Fix: see `{self.prog} --help`.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line.
+
+    Values stay texts here, so that one table (`settings.py`) judges them wherever they come from.
+    """
+    parser = _Parser(prog="wm_rllib", description="World Models for RLlib.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_train(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    add = commands.add_parser("train", help="train an agent", allow_abbrev=False).add_argument
+    add("--config", metavar="FILE.yaml", help="settings; flags and --set win over them")
+    add("--env", metavar="ID", help='Gymnasium id, or "package.module:EnvClass"')
+    add("--total-timesteps", metavar="N", help="end after this many real steps")
+    add("--stop-return", metavar="R", help="end when an evaluation, and a second one, reach this mean return")
+    add("--num-envs", metavar="N", help="environments in each env runner")
+    add("--device", metavar="cpu|cuda|auto", help="where learners and dreamers compute")
+    add("--seed", metavar="S", help="seed of everything random")
+    add("--run-dir", metavar="DIR", help="run folder; default runs/<env>-<date>-<time>")
+    add("--resume", metavar="PATH|auto", help="go on from a checkpoint; auto: the newest in --run-dir, if any")
+    add("--checkpoint-frequency", metavar="ITERATIONS", help="iterations between checkpoints")
+    add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")
+    add("--address", metavar="RAY", help="address of a Ray cluster; default RAY_ADDRESS, else a local Ray")
+    add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting; may be repeated")
+    add("--verbose", action="store_true", help="show what Ray and RLlib print")
+    add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers, in every actor")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    add = commands.add_parser("evaluate", help="evaluate a checkpoint", allow_abbrev=False).add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or run folder (its best, else its last)")
+    add("--env", metavar="ID", help="environment; default: the one it was trained in")
+    add("--episodes", metavar="N", help="episodes (20)")
+    add("--seed", metavar="S", help="seed of the episodes; default: fresh ones")
+    add("--json", action="store_true", help="print one line of JSON")
+    add("--verbose", action="store_true", help="show warnings")
+    add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        argv: The arguments; those of the process if None.
+    """
+    _import_from_here()
+    try:
+        args = build_parser().parse_args(argv)
+        configure_output(verbose=args.verbose, log_level=args.log_level)
+        return _run(args)
+    except (CommandError, SettingError) as error:
+        print(f"wm_rllib: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wm_rllib: interrupted before training started", file=sys.stderr)
+        return 130
+    except Exception:  # a defect: all of it helps to find it
+        traceback.print_exc()
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Each command imports what it needs, and Ray only where it gets that far.
+    if args.command == "train":
+        from wm_rllib.cli import train
+
+        return train.run(args)
+    from wm_rllib.cli import evaluate
+
+    return evaluate.run(args)
+
+
+def _import_from_here() -> None:
+    """Let import paths of environments and classes start in this folder, as `python -m` does by itself."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())

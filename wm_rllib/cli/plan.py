@@ -1,0 +1,152 @@
+"""What `train` is asked to do, all of it checked before anything starts or is written."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from wm_rllib.cli import checkpoints
+from wm_rllib.cli.checkpoints import CheckpointMeta
+from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.loop import StopRule
+from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
+from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
+from wm_rllib.environments import env_spaces, make_env
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that can be started: everything that the user can get wrong has been checked.
+
+    Attributes:
+        folder: The run folder, not opened yet.
+        values: Settings that differ from the defaults, by dotted path.
+        config: The `WorldModelPPOConfig` of these values.
+        tree: All settings as resolved.
+        source: The checkpoint to resume from; None for a new run.
+        start: The state that training goes on from.
+        changed: What changes on resume, by dotted path: old and new value.
+    """
+
+    folder: RunFolder
+    values: dict[str, Any]
+    config: Any
+    tree: dict[str, Any]
+    source: Path | None
+    start: CheckpointMeta
+    changed: dict[str, tuple[Any, Any]]
+
+    @property
+    def rule(self) -> StopRule:
+        """When the run ends."""
+        return StopRule(
+            total_timesteps=self.values.get("stop.total_timesteps"),
+            stop_return=self.values.get("stop.return"),
+            evaluation_episodes=self.config.evaluation_duration,
+        )
+
+
+def plan_run(args: argparse.Namespace) -> RunPlan:
+    """Return the run that the arguments ask for, all of it checked; makes and changes nothing.
+
+    Raises:
+        SettingError: For a setting or environment that does not exist or a value that is not allowed.
+        CommandError: For everything else that the user can correct.
+    """
+    requested = requested_values(args)
+    source = _find_source(args)
+    meta = CheckpointMeta(0, 0, 0.0) if source is None else _resumable(source)
+    before = {} if source is None else checkpoints.read_settings(source)
+    changed = changed_on_resume(before, requested) if source else {}
+    values = {**before, **requested}
+    if "env.id" not in values:
+        raise CommandError("no environment. Fix: --env ID, or env.id in the YAML file.")
+    folder = RunFolder(_run_dir(args, source, values["env.id"]))
+    if not _goes_on_in(folder, args, source):
+        folder.refuse_if_used()
+    _check_env(values)
+    config = _make_config(values, args)
+    tree = resolved_tree(config, values)
+    return RunPlan(folder, values, config, tree, source, meta, changed)
+
+
+def _find_source(args: argparse.Namespace) -> Path | None:
+    """Return the checkpoint to resume from, or None."""
+    if args.resume is None:
+        return None
+    if args.resume != AUTO:
+        return checkpoints.resolve(Path(args.resume), (LAST, BEST))
+    if args.run_dir is None:
+        raise CommandError("--resume auto needs the run folder to look in. Fix: add --run-dir DIR.")
+    return RunFolder(args.run_dir).newest_checkpoint()
+
+
+def _resumable(source: Path) -> CheckpointMeta:
+    meta = checkpoints.read_meta(source)
+    if meta is None:
+        raise CommandError(
+            f"{source} cannot be resumed: it has no {checkpoints.META_FILE}, which only `train` writes. "
+            "Fix: give a folder like runs/NAME/checkpoints/last, or restore it as it was made (Ray Tune)."
+        )
+    return meta
+
+
+def _run_dir(args: argparse.Namespace, source: Path | None, env_id: str) -> Path:
+    """Return the run folder: the one that is named, else the checkpoint's own, else a new one."""
+    if args.run_dir is not None:
+        return Path(args.run_dir)
+    if source is not None and source.parent.name == "checkpoints":
+        return source.parent.parent
+    name = re.sub(r"[^\w.-]+", "-", env_id)
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _goes_on_in(folder: RunFolder, args: argparse.Namespace, source: Path | None) -> bool:
+    """Return whether the run goes on in a folder that holds it already, rather than starting in a new one."""
+    if args.resume == AUTO:
+        return True
+    return source is not None and source.parent.resolve() == folder.checkpoints.resolve()
+
+
+def _check_env(values: Mapping[str, Any]) -> None:
+    from wm_rllib.spaces import check_spaces
+
+    spaces = env_spaces(values["env.id"], values.get("env.config"))
+    try:
+        check_spaces(*spaces)
+    except ValueError as error:
+        raise CommandError(f"environment {values['env.id']!r}: {error}") from None
+
+
+def _make_config(values: Mapping[str, Any], args: argparse.Namespace) -> Any:
+    """Return the `WorldModelPPOConfig` of the values, validated."""
+    from wm_rllib.config import WorldModelPPOConfig
+
+    config = WorldModelPPOConfig()
+    apply_to_config(config, values)
+    if args.log_level is not None:
+        config.wm_log_level = args.log_level
+    if not args.verbose:
+        config.log_level = "ERROR"
+    _register_env(values["env.id"])
+    try:
+        config.copy(copy_frozen=False).validate()
+    except ValueError as error:
+        raise CommandError(str(error).strip()) from None
+    return config
+
+
+def _register_env(env_id: str) -> None:
+    """Tell Ray about an import path, which Gymnasium does not know."""
+    if ":" in env_id:
+        from ray.tune.registry import register_env
+
+        register_env(env_id, partial(make_env, env_id))

@@ -1,0 +1,116 @@
+"""Ray for one command: started inside this process, or a cluster that is already there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
+
+from wm_rllib.cli.errors import CommandError
+
+# A cluster that scales by itself gets this long to show the resources.
+_CLUSTER_WAIT_S = 45.0
+
+
+@contextmanager
+def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) -> Iterator[bool]:
+    """Start Ray, or join a cluster, and leave it at the end.
+
+    Args:
+        address: Address of a cluster; None for RAY_ADDRESS, and for a local Ray where that is not set either.
+        verbose: Whether Ray may log.
+        show_actor_logs: Whether the output of the actors comes to this terminal.
+
+    Yields:
+        Whether this Ray is local, started for this process alone.
+
+    Raises:
+        CommandError: If there is no cluster at the address.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    if local:
+        # Else Ray would leave a token behind that makes clusters which are started later refuse this machine.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    level = logging.INFO if verbose else logging.ERROR
+    only_local: dict[str, Any] = {"include_dashboard": False} if local else {}
+    group: AbstractContextManager[None] = _processes_in_another_group() if local else nullcontext()
+    try:
+        with group:
+            ray.init(address=address, log_to_driver=show_actor_logs, logging_level=level, **only_local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if local:
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise CommandError(f"no Ray cluster at {address}: {reason} Fix: correct --address or RAY_ADDRESS.") from None
+    try:
+        yield local
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _processes_in_another_group() -> Iterator[None]:
+    """Let processes that start meanwhile belong to another process group than this one.
+
+    Shells, `timeout` and service managers send SIGTERM to a whole group. Ray's own processes would end at once,
+    and the checkpoint that this process then wants to write would find no Ray to write it with.
+    """
+    original = os.getpgrp()
+    # A group exists while it has a process: this one holds it until Ray's have joined.
+    holder = subprocess.Popen(["sleep", "60"], preexec_fn=os.setpgrp)
+    try:
+        with suppress(OSError):  # the first process of a session cannot change its group
+            os.setpgid(0, holder.pid)
+        yield
+    finally:
+        try:
+            os.setpgid(0, original)
+        except OSError:
+            with suppress(OSError):
+                os.setpgid(0, 0)
+        holder.kill()
+        holder.wait()
+
+
+def check_resources(request: Any, *, local: bool) -> None:
+    """Check that Ray has what the run's workers ask for.
+
+    Args:
+        request: The placement group factory of `default_resource_request`. Its head bundle is the driver's own,
+            which takes nothing outside of Ray Tune.
+        local: Whether Ray is local, so that no more can come.
+
+    Raises:
+        CommandError: Saying what is missing. Ray itself would wait for it without end.
+    """
+    import ray
+
+    bundles = request.bundles if request.head_bundle_is_empty else request.bundles[1:]
+    wanted: Counter[str] = Counter()
+    for bundle in bundles:
+        wanted.update(bundle)
+    deadline = time.monotonic() + (0.0 if local else _CLUSTER_WAIT_S)
+    while missing := _missing(wanted, ray.cluster_resources()):
+        if time.monotonic() >= deadline:
+            raise CommandError(
+                f"not enough resources: {', '.join(missing)}. Fix: ask for fewer or smaller workers "
+                "(env_runners.num_env_runners, dreamers.num_dreamers, ppo.num_learners, their num_cpus_per_... and "
+                "num_gpus_per_...), or use a larger cluster."
+            )
+        time.sleep(1.0)
+
+
+def _missing(wanted: Mapping[str, float], there: Mapping[str, float]) -> list[str]:
+    return [
+        f"{amount:g} {name} wanted, {there.get(name, 0):g} there"
+        for name, amount in sorted(wanted.items())
+        if amount > there.get(name, 0) + 1e-6
+    ]

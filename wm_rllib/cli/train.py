@@ -1,0 +1,164 @@
+"""`train`: start Ray, train, and say how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from wm_rllib.cli.console import Console, format_duration
+from wm_rllib.cli.loop import End, Outcome, TrainableAlgorithm, TrainingLoop
+from wm_rllib.cli.memory import MemoryMonitor, MemoryPeak
+from wm_rllib.cli.plan import RunPlan, plan_run
+from wm_rllib.cli.ray_session import check_resources, ray_session
+from wm_rllib.cli.run_folder import LAST, RunFolder
+from wm_rllib.cli.signals import StopSignals, exit_code
+from wm_rllib.cli.writers import RowWriter
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as the arguments say; returns the exit code."""
+    started = time.monotonic()
+    plan = plan_run(args)
+    if plan.start.finished and not any(path.startswith("stop.") for path in plan.changed):
+        print(f"the run in {plan.folder.path} has ended already. To go on, raise --total-timesteps or --stop-return.")
+        return 0
+    memory = MemoryMonitor()
+    memory.start()
+    with (
+        _open_folder(plan) as folder,
+        ray_session(args.address, verbose=args.verbose, show_actor_logs=_show_actor_logs(args)) as local,
+        StopSignals() as signals,
+        _console(plan) as console,
+    ):
+        _announce(plan, console)
+        make_algorithm = partial(build_algorithm, plan, local=local)
+        outcome = train(plan, folder, console, signals, make_algorithm, tensorboard=args.tensorboard)
+        peak = memory.stop()
+        for line in summary(outcome, time.monotonic() - started, peak):
+            console.say(line)
+    return 0 if signals.received is None or outcome.end is not End.SIGNAL else exit_code(signals.received)
+
+
+@contextmanager
+def _open_folder(plan: RunPlan) -> Iterator[RunFolder]:
+    plan.folder.open()
+    try:
+        yield plan.folder
+    finally:
+        plan.folder.close()
+
+
+@contextmanager
+def _console(plan: RunPlan) -> Iterator[Console]:
+    console = Console(sys.stdout, plan.values.get("stop.total_timesteps"), plan.start.num_env_steps)
+    try:
+        yield console
+    finally:
+        console.close()
+
+
+def _show_actor_logs(args: argparse.Namespace) -> bool:
+    return bool(args.verbose) or args.log_level in ("debug", "info")
+
+
+def _announce(plan: RunPlan, console: Console) -> None:
+    console.say(f"run folder: {plan.folder.path}")
+    if plan.source is not None:
+        start = plan.start
+        console.say(f"resumed at iteration {start.training_iteration}, {start.num_env_steps:,} real steps")
+    for path, (old, new) in plan.changed.items():
+        console.say(f"changed on resume: {path}: {old!r} -> {new!r}")
+    if plan.rule.total_timesteps is None and plan.rule.stop_return is None:
+        console.say("no end is set (--total-timesteps, --stop-return): training goes on until Ctrl-C")
+
+
+def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
+    """Return the algorithm of a plan, with the checkpoint's state if there is one."""
+    from wm_rllib.algorithm import WorldModelPPO
+
+    check_resources(WorldModelPPO.default_resource_request(plan.config), local=local)
+    algorithm = plan.config.copy(copy_frozen=False).build_algo()
+    # Ray makes a folder in ~/ray_results for every algorithm; ours stays empty, the run folder has everything.
+    with suppress(OSError):
+        Path(algorithm.logdir).rmdir()
+    trainable: TrainableAlgorithm = algorithm
+    return trainable
+
+
+def train(
+    plan: RunPlan,
+    folder: RunFolder,
+    console: Console,
+    signals: StopSignals,
+    make_algorithm: Callable[[], Any],
+    *,
+    tensorboard: bool,
+) -> Outcome:
+    """Build or restore the algorithm and train to the end.
+
+    Args:
+        plan: What to do.
+        folder: The open run folder.
+        console: Shows the progress.
+        signals: Asks for an early end.
+        make_algorithm: Builds the algorithm.
+        tensorboard: Whether to write TensorBoard events.
+    """
+    source = _source(plan, folder)
+    algorithm = make_algorithm()
+    try:
+        if source is not None:
+            algorithm.restore_from_path(str(source.resolve()))
+        folder.cut_back(source)
+        folder.write_config(plan.tree)
+        events = folder.tensorboard if tensorboard else None
+        writer = RowWriter(folder.progress, events, purge_step=plan.start.num_env_steps + 1 if source else 0)
+        try:
+            loop = TrainingLoop(
+                algorithm,
+                folder,
+                writer,
+                console,
+                rule=plan.rule,
+                checkpoint_frequency=plan.config.checkpoint_frequency,
+                # The best is the folder's: it may be newer than the checkpoint, or a new folder may have none.
+                start=replace(plan.start, best_return=folder.best_return()),
+                settings=plan.tree,
+            )
+            return loop.run(signals)
+        finally:
+            writer.close()
+    finally:
+        algorithm.stop()
+
+
+def _source(plan: RunPlan, folder: RunFolder) -> Path | None:
+    """Return the checkpoint to restore; opening the folder may have moved the one that was found to its place."""
+    if plan.source is None or plan.source.exists():
+        return plan.source
+    return folder.checkpoints / LAST
+
+
+def summary(outcome: Outcome, seconds: float, peak: MemoryPeak) -> list[str]:
+    """Return the last lines of a run."""
+    meta = outcome.meta
+    if outcome.returns is not None:
+        first, second = outcome.returns
+        how = f"solved: evaluation return {first:.1f}, confirmed by {second:.1f} on fresh episodes"
+    elif outcome.end is End.STEPS:
+        how = "ended: all real steps are done"
+    else:
+        how = "ended by a signal: --resume goes on from checkpoints/last"
+    return [
+        how,
+        f"checkpoint: {outcome.checkpoint}",
+        f"real steps {meta.num_env_steps:,}, {seconds:.1f} s ({format_duration(meta.seconds)} of training in all)",
+        f"peak memory of all processes: {peak}",
+    ]

@@ -1,0 +1,357 @@
+"""WorldModelPPOConfig: every setting, its default, and what must hold between settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
+from ray.rllib.connectors.env_to_module import AddObservationsFromEpisodesToBatch
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+
+from wm_rllib.connectors import FeatureConnector
+from wm_rllib.env_runner import WorldModelEnvRunner
+from wm_rllib.evaluation import MAX_LANES
+from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.mixing import Ratio, may_dream
+from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
+from wm_rllib.models.mdn_rnn import MDNRNN
+from wm_rllib.models.vae import VariationalAutoencoder
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.settings import check_attrs
+from wm_rllib.spaces import ActionCodec, check_action_space
+from wm_rllib.world_model_module import WORLD_MODEL_CONFIG, WorldModelRLModule
+
+
+class WorldModelPPOConfig(PPOConfig):
+    """Config of WorldModelPPO: RLlib's fluent config with two more sections.
+
+    Everything of PPOConfig is there; ``.world_model()`` sets V, M and their data, ``.dreamers()`` imagination. Ranges
+    are in `wm_rllib.settings`, which also maps the YAML keys to these attributes. The defaults are chosen for few real
+    env steps on vector observations.
+    """
+
+    def __init__(self, algo_class: type | None = None):
+        from wm_rllib.algorithm import WorldModelPPO, evaluate_greedily  # the algorithm imports this module
+
+        self._set_world_model_defaults()
+        self._set_dreamer_defaults()
+        super().__init__(algo_class=algo_class or WorldModelPPO)
+        self._set_rllib_defaults()
+        self.evaluation(custom_evaluation_function=evaluate_greedily)
+
+    def _set_world_model_defaults(self) -> None:
+        self.controller_inputs = "zh"
+        self.vae_class: str | type | None = None
+        self.latent_dim = 8
+        self.vae_hidden_dims = [64, 64]
+        self.beta = 1e-3
+        self.vae_lr = 1e-3
+        self.mdn_rnn_class: str | type | None = None
+        self.mdn_hidden_dim = 64
+        self.mdn_head_hidden_dims = [128]
+        self.num_mixtures = 5
+        self.mdn_mixture = "joint"
+        self.mdn_residual = True
+        self.mdn_lr = 1e-3
+        self.log_sigma_range = [-6.0, 1.0]
+        self.nll_coeff = 0.1
+        self.reward_loss_coeff = 1.0
+        self.termination_loss_coeff = 5.0
+        self.world_model_grad_clip: float | None = 10.0
+        self.sequence_length = 32
+        self.sequence_batch_size = 32
+        self.updates_per_step = 1.0
+        self.pretrain_epochs = 1000
+        self.random_collection_steps = 300
+        self.replay_capacity = 100_000
+
+    def _set_dreamer_defaults(self) -> None:
+        self.num_dreamers = 0
+        self.num_cpus_per_dreamer = 1.0
+        self.num_gpus_per_dreamer = 0.0
+        self.num_cpus_for_replay = 0.0
+        self.remote_replay: bool | None = None
+        self.imagination_ratio: Ratio = 0.99
+        self.imagination_horizon = 50
+        self.temperature = 1.0
+        self.num_dream_rounds = 6
+        self.dream_batch_size = 12_800
+        self.burn_in = 15
+        self.max_staleness = 1
+        self.dreamer_timeout_s = 60.0
+
+    def _set_rllib_defaults(self) -> None:
+        """Values of RLlib's own settings that fit small real batches; all can be changed as usual."""
+        self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        self.device = "auto"
+        self.seed = 0
+        self.wm_log_level = "warning"
+        self.learner_num_threads = 0
+        self.checkpoint_frequency = 10
+        self.evaluation_interval_steps: int | None = None
+        self.policy_hidden_dims = [64, 64]
+        self.env_runners(env_runner_cls=WorldModelEnvRunner, num_env_runners=0, num_envs_per_env_runner=1)
+        self.training(
+            train_batch_size_per_learner=125,
+            minibatch_size=512,
+            num_epochs=4,
+            lr=6e-4,
+            gamma=0.99,
+            lambda_=0.95,
+            clip_param=0.2,
+            vf_clip_param=1e9,  # returns are in the environment's units: a fixed clip would fit one scale only
+            vf_loss_coeff=1.0,
+            entropy_coeff=0.01,
+            use_kl_loss=False,
+        )
+        self.learners(num_learners=0)
+        self.evaluation(
+            evaluation_duration=20,
+            evaluation_duration_unit="episodes",
+            evaluation_config={"explore": False, "num_envs_per_env_runner": MAX_LANES},
+        )
+        # 30 s would be paid in every iteration while a node is unreachable.
+        self.fault_tolerance(
+            restart_failed_env_runners=True,
+            env_runner_health_probe_timeout_s=5.0,
+            delay_between_env_runner_restarts_s=1.0,
+        )
+
+    # --- sections ----------------------------------------------------------------------------------------------------
+
+    def world_model(
+        self,
+        *,
+        controller_inputs: str = NotProvided,
+        vae_class: str | type | None = NotProvided,
+        latent_dim: int = NotProvided,
+        vae_hidden_dims: list[int] = NotProvided,
+        beta: float = NotProvided,
+        vae_lr: float = NotProvided,
+        mdn_rnn_class: str | type | None = NotProvided,
+        mdn_hidden_dim: int = NotProvided,
+        mdn_head_hidden_dims: list[int] = NotProvided,
+        num_mixtures: int = NotProvided,
+        mdn_mixture: str = NotProvided,
+        mdn_residual: bool = NotProvided,
+        mdn_lr: float = NotProvided,
+        log_sigma_range: list[float] = NotProvided,
+        nll_coeff: float = NotProvided,
+        reward_loss_coeff: float = NotProvided,
+        termination_loss_coeff: float = NotProvided,
+        world_model_grad_clip: float | None = NotProvided,
+        sequence_length: int = NotProvided,
+        sequence_batch_size: int = NotProvided,
+        updates_per_step: float = NotProvided,
+        pretrain_epochs: int = NotProvided,
+        random_collection_steps: int = NotProvided,
+        replay_capacity: int = NotProvided,
+    ) -> WorldModelPPOConfig:
+        """Sets V, M, their training and their data.
+
+        Args:
+            controller_inputs: "zh": C sees [z, h]; "z": the paper's ablation.
+            vae_class: A subclass of `VariationalAutoencoder`, or its import path, in place of the default V.
+            latent_dim: Z.
+            vae_hidden_dims: Hidden sizes of V's encoder; the decoder mirrors them.
+            beta: Weight of V's KL term.
+            vae_lr: Learning rate of V.
+            mdn_rnn_class: A subclass of `MDNRNN`, or its import path, in place of the default M.
+            mdn_hidden_dim: D, the LSTM's size.
+            mdn_head_hidden_dims: Hidden sizes of M's head.
+            num_mixtures: K.
+            mdn_mixture: "joint" or "per_dimension" (the paper's code).
+            mdn_residual: Whether M predicts z_{t+1} - z_t rather than z_{t+1}.
+            mdn_lr: Learning rate of M.
+            log_sigma_range: Clip range of the mixture's log sigma.
+            nll_coeff: Weight of the latent's likelihood in M's loss.
+            reward_loss_coeff: Weight of the reward error.
+            termination_loss_coeff: Weight of the termination cross-entropy.
+            world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
+            sequence_length: Transitions in a training sequence.
+            sequence_batch_size: Sequences in a gradient step.
+            updates_per_step: World-model gradient steps for each real env step of the mixed phase.
+            pretrain_epochs: Passes over the randomly collected sequences before the mixed phase.
+            random_collection_steps: Real env steps with random actions at the beginning.
+            replay_capacity: Env steps the replay holds.
+        """
+        return self._update(locals())
+
+    def dreamers(
+        self,
+        *,
+        num_dreamers: int = NotProvided,
+        num_cpus_per_dreamer: float = NotProvided,
+        num_gpus_per_dreamer: float = NotProvided,
+        num_cpus_for_replay: float = NotProvided,
+        remote_replay: bool | None = NotProvided,
+        imagination_ratio: Ratio = NotProvided,
+        imagination_horizon: int = NotProvided,
+        temperature: float = NotProvided,
+        num_dream_rounds: int = NotProvided,
+        dream_batch_size: int = NotProvided,
+        burn_in: int = NotProvided,
+        max_staleness: int = NotProvided,
+        dreamer_timeout_s: float = NotProvided,
+    ) -> WorldModelPPOConfig:
+        """Sets imagination: how much, how, and by whom.
+
+        Args:
+            num_dreamers: Dreamer actors; 0 dreams in the algorithm's own process.
+            num_cpus_per_dreamer: CPUs to reserve for each.
+            num_gpus_per_dreamer: Share of a GPU for each.
+            num_cpus_for_replay: CPUs to reserve for the replay actor.
+            remote_replay: Whether the replay is an actor; None: when any other part is.
+            imagination_ratio: Imagined fraction of the merged batch, or a schedule [[timestep, value], ...].
+            imagination_horizon: H, steps of a dream.
+            temperature: tau of M's mixture.
+            num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy.
+            dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).
+            burn_in: Real steps before a dream's start that h is computed from.
+            max_staleness: Iterations that a fragment's weights may lag; older fragments are dropped and counted.
+            dreamer_timeout_s: How long a round waits for lost dreamers before it shrinks its real part instead.
+        """
+        return self._update(locals())
+
+    def evaluation(self, *, evaluation_interval_steps: int | None = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
+        """RLlib's section, with an interval that counts real env steps, not iterations.
+
+        Args:
+            evaluation_interval_steps: Real env steps between evaluations in the mixed phase; None for none.
+            **kwargs: See RLlib's `AlgorithmConfig.evaluation`.
+        """
+        super().evaluation(**kwargs)
+        return self._update({"evaluation_interval_steps": evaluation_interval_steps})
+
+    def _update(self, arguments: dict[str, Any]) -> WorldModelPPOConfig:
+        for name, value in arguments.items():
+            if name != "self" and value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Checks every setting alone (`wm_rllib.settings`) and together; raises ValueError before any actor starts."""
+        check_attrs(self)
+        if self.is_multi_agent:
+            self._value_error("multi-agent environments are not supported: WorldModelPPO has one policy and one world model.")
+        if self.num_aggregator_actors_per_learner:
+            self._value_error("num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE.")
+        load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
+        load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
+        self._choose_device()
+        # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
+        # is never larger than its merged batch (algorithm.py).
+        minibatch_size, self.minibatch_size = self.minibatch_size, None
+        try:
+            super().validate()
+        finally:
+            self.minibatch_size = minibatch_size
+
+    def _choose_device(self) -> None:
+        """`device` in RLlib's terms: the learner's GPU. "auto" looks at this process, so it only decides for a local one."""
+        wants = self.device == "cuda" or (self.device == "auto" and self.num_learners == 0 and torch.cuda.is_available())
+        if wants and not self.num_gpus_per_learner:
+            self.num_gpus_per_learner = 1
+
+    @property
+    def num_dreamers_to_place(self) -> int:
+        """Dreamer actors that will exist: none when the ratio never asks for imagined rows."""
+        return self.num_dreamers if may_dream(self.imagination_ratio) else 0
+
+    @property
+    def is_single_process(self) -> bool:
+        """Whether nothing is remote: the deterministic setting."""
+        return not (self.num_env_runners or self.num_dreamers_to_place or self.num_learners or self.replay_is_remote)
+
+    @property
+    def replay_is_remote(self) -> bool:
+        """Whether the replay is an actor of its own."""
+        if self.remote_replay is not None:
+            return self.remote_replay
+        return bool(self.num_env_runners or self.num_dreamers_to_place or self.num_learners)
+
+    # --- what RLlib builds from this config ----------------------------------------------------------------------------
+
+    def get_default_learner_class(self) -> type:
+        """RLlib's hook."""
+        return WorldModelPPOLearner
+
+    def world_model_config(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> WorldModelConfig:
+        """The models' own settings, for these spaces (in env space)."""
+        check_action_space(action_space)
+        vae = VAEConfig(tuple(observation_space.shape), self.latent_dim, tuple(self.vae_hidden_dims), float(self.beta))
+        mdn_rnn = MDNRNNConfig(
+            latent_dim=self.latent_dim,
+            action_dim=ActionCodec(action_space, normalized=self.normalize_actions).dim,
+            hidden_dim=self.mdn_hidden_dim,
+            head_hidden_dims=tuple(self.mdn_head_hidden_dims),
+            num_mixtures=self.num_mixtures,
+            mixture=self.mdn_mixture,  # type: ignore[arg-type]  # checked in settings.py
+            residual=self.mdn_residual,
+            log_sigma_range=(float(self.log_sigma_range[0]), float(self.log_sigma_range[1])),
+            nll_coeff=self.nll_coeff,
+            reward_loss_coeff=self.reward_loss_coeff,
+            termination_loss_coeff=self.termination_loss_coeff,
+        )
+        return WorldModelConfig(
+            vae=vae,
+            mdn_rnn=mdn_rnn,
+            action_space=action_space,
+            normalize_actions=bool(self.normalize_actions),
+            clip_actions=bool(self.clip_actions),
+            controller_inputs=self.controller_inputs,  # type: ignore[arg-type]  # checked in settings.py
+            vae_class=self.vae_class,
+            mdn_rnn_class=self.mdn_rnn_class,
+        )
+
+    def build_env_to_module_connector(self, env: Any = None, spaces: Any = None, device: Any = None) -> Any:
+        """RLlib's pipeline, with [z, h] computed after the user's own pieces and before RLlib's."""
+        pipeline: ConnectorPipelineV2 = super().build_env_to_module_connector(env, spaces, device)
+        names = [type(piece) for piece in pipeline.connectors]
+        position = names.index(AddObservationsFromEpisodesToBatch)
+        before = pipeline.connectors[position - 1] if position else None
+        observation_space = before.observation_space if before else pipeline.input_observation_space
+        action_space = pipeline.input_action_space
+        features = FeatureConnector(
+            observation_space, action_space, config=self.world_model_config(observation_space, action_space)
+        )
+        pipeline.insert_before(AddObservationsFromEpisodesToBatch, features)
+        return pipeline
+
+    def get_multi_rl_module_spec(
+        self, *, env: Any = None, spaces: Any = None, inference_only: bool = False, **kwargs: Any
+    ) -> MultiRLModuleSpec:
+        """RLlib's spec of C, and the world model as a learner-only module."""
+        spec = super().get_multi_rl_module_spec(env=env, spaces=spaces, inference_only=inference_only, **kwargs)
+        if not inference_only:
+            features = self._feature_connector(env, spaces)
+            spec.add_modules(
+                {
+                    WORLD_MODEL_MODULE_ID: RLModuleSpec(
+                        module_class=WorldModelRLModule,
+                        observation_space=features.input_observation_space,
+                        action_space=features.input_action_space,
+                        model_config={WORLD_MODEL_CONFIG: features.world_model.config},
+                        learner_only=True,
+                    )
+                }
+            )
+        return spec
+
+    def _feature_connector(self, env: Any, spaces: Any) -> FeatureConnector:
+        """The feature connector that env runners will have, for the spaces it was given."""
+        known = spaces if spaces and INPUT_ENV_SINGLE_SPACES in spaces else None
+        pipeline = self.build_env_to_module_connector(env=None if known else env, spaces=known)
+        return next(piece for piece in pipeline.connectors if isinstance(piece, FeatureConnector))
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return super()._model_config_auto_includes | {"fcnet_hiddens": list(self.policy_hidden_dims)}

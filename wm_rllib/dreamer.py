@@ -1,0 +1,227 @@
+"""Dreamers: actors that imagine trajectories inside the world model, beside the real-env workers."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.actor_manager import FaultAwareApply
+from torch import Tensor
+
+from wm_rllib.logs import set_log_level
+from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.dreaming import Dream, Policy, dream
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.parameter_server import ParameterClient
+from wm_rllib.replay import MASK
+from wm_rllib.seeding import seed_process
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DreamerSpec:
+    """What a dreamer is built from: small, so that Ray keeps it inline and a restarted actor needs no other object."""
+
+    world_model: WorldModelConfig
+    policy: RLModuleSpec
+    log_level: str
+    num_threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class DreamRequest:
+    """One order of imagined rows.
+
+    Attributes:
+        rows: For each learner, how many rows; every one of them will be valid.
+        horizon: H.
+        temperature: tau of M's mixture.
+        starts_ref: Reference to at least as many start sequences as `num_lanes` says.
+        first_start: Index of the first start that is this dreamer's.
+        seed: Seed of this stage and dreamer, or None.
+    """
+
+    rows: list[int]
+    horizon: int
+    temperature: float
+    starts_ref: ray.ObjectRef
+    first_start: int
+    seed: int | None
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes of the dream: each learner's rows fill whole lanes, but for its last one."""
+        return num_lanes(self.rows, self.horizon)
+
+
+def num_lanes(rows: list[int], horizon: int) -> int:
+    """Lanes needed for these rows, learner by learner."""
+    return sum(-(-count // horizon) for count in rows)
+
+
+@dataclass(frozen=True)
+class Dreamed:
+    """What a dreamer hands over: references and numbers only.
+
+    Attributes:
+        shard_refs: For each learner a reference to a list of blocks (dicts of arrays [B, H, ...]).
+        rows: For each learner the number of rows in its blocks.
+        num_segments: Separate imagined trajectories, for the mean realised horizon.
+        sequence: Record of the parameter server that both versions come from.
+        world_model_version: V and M dreamed with.
+        policy_version: C dreamed with.
+        seconds: Time the dreamer worked.
+    """
+
+    shard_refs: list[ray.ObjectRef]
+    rows: list[int]
+    num_segments: int
+    sequence: int
+    world_model_version: int
+    policy_version: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DreamFailure:
+    """An exception in a dreamer, as text; the actor lives on.
+
+    `FaultAwareApply.apply` would end the actor for it, and Ray would restart it: an endless restart at ratio 0.
+    """
+
+    error: str
+    traceback: str
+
+
+class Dreamer(FaultAwareApply):
+    """Holds copies of V, M and C, pulls newer ones before each dream, and returns references.
+
+    An actor under RLlib's `FaultTolerantActorManager`, or a plain object when `num_dreamers` is 0.
+
+    Args:
+        spec: What to build.
+        server: The parameter server, an actor handle or object.
+    """
+
+    def __init__(self, spec: DreamerSpec, server: Any):
+        set_log_level(spec.log_level)
+        if spec.num_threads:
+            torch.set_num_threads(spec.num_threads)
+        self._device = torch.device(spec.device)
+        self._world_model = WorldModel(spec.world_model).eval().to(self._device)
+        self._module = spec.policy.build().to(self._device)
+        self._client = ParameterClient(server)
+
+    def dream(self, request: DreamRequest) -> Dreamed | DreamFailure:
+        """Pulls the newest weights and imagines exactly the rows asked for."""
+        start = time.perf_counter()
+        try:
+            self._pull()
+            seed_process(request.seed)
+            lanes = self._dream_lanes(request)
+            shards = shard_lanes(lanes, request.rows, request.horizon)
+            refs = [ray.put([to_arrays(block) for block in shard]) for shard in shards]
+        except Exception as error:
+            logger.exception("a dream failed")
+            return DreamFailure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        seconds = time.perf_counter() - start
+        logger.debug("dreamed %s rows in %.3f s", request.rows, seconds)
+        return Dreamed(
+            shard_refs=refs,
+            rows=request.rows,
+            num_segments=lanes.num_segments,
+            sequence=self._client.sequence,
+            world_model_version=self._client.world_model_version,
+            policy_version=self._client.policy_version,
+            seconds=seconds,
+        )
+
+    def _pull(self) -> None:
+        update = self._client.pull()
+        if self._client.world_model_version < 0:
+            raise RuntimeError("no weights yet: the parameter server is empty or cannot be reached")
+        if update is None:
+            return
+        if update.world_model is not None:
+            self._world_model.load_state_dict({k: torch.as_tensor(v) for k, v in update.world_model.items()})
+        if update.policy is not None:
+            self._module.set_state(update.policy)
+
+    def _dream_lanes(self, request: DreamRequest) -> Dream:
+        arrays = ray.get(request.starts_ref)
+        own = slice(request.first_start, request.first_start + request.num_lanes)
+        names = (Columns.OBS, Columns.ACTIONS, MASK)
+        observations, actions, mask = (torch.tensor(arrays[name][own], device=self._device) for name in names)
+        with torch.no_grad():
+            z, state = self._world_model.burn_in(observations, actions, mask)
+        policy = make_policy(self._module)
+        return dream(self._world_model, policy, z, state, request.horizon, request.temperature)
+
+
+def make_policy(module: Any) -> Policy:
+    """C as the dream calls it: the module's exploration distribution, sampled."""
+    distribution = module.get_exploration_action_dist_cls()
+
+    def policy(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = module.forward_exploration({Columns.OBS: features})[Columns.ACTION_DIST_INPUTS]
+        dist = distribution.from_logits(logits)
+        actions = dist.sample()
+        return actions, dist.logp(actions), logits
+
+    return policy
+
+
+def shard_lanes(lanes: Dream, rows: list[int], horizon: int) -> list[list[Dream]]:
+    """Cuts a dream into one list of rectangular blocks for each learner, with exactly rows[i] rows.
+
+    The lane that a learner does not need whole becomes a block of its own: it is truncated early, and bootstrapped from
+    the observation after its last row (contract 1: trim before GAE, keep the bootstrap observation).
+    """
+    shards, lane = [], 0
+    for count in rows:
+        whole, rest = divmod(count, horizon)
+        shard = [_block(lanes, slice(lane, lane + whole), horizon)] if whole else []
+        lane += whole
+        if rest:
+            shard.append(_block(lanes, slice(lane, lane + 1), rest))
+            lane += 1
+        shards.append(shard)
+    return shards
+
+
+def _block(lanes: Dream, which: slice, length: int) -> Dream:
+    whole = length == lanes.rewards.shape[1]
+    bootstrap = lanes.bootstrap_features[which] if whole else lanes.features[which, length]
+    return Dream(
+        lanes.features[which, :length],
+        lanes.actions[which, :length],
+        lanes.action_logp[which, :length],
+        lanes.action_dist_inputs[which, :length],
+        lanes.rewards[which, :length],
+        lanes.terminateds[which, :length],
+        bootstrap,
+    )
+
+
+def to_arrays(block: Dream) -> dict[str, np.ndarray]:
+    """A block under RLlib's column names, as arrays that Ray ships without copying."""
+    columns = {
+        Columns.OBS: block.features,
+        Columns.ACTIONS: block.actions,
+        Columns.ACTION_LOGP: block.action_logp,
+        Columns.ACTION_DIST_INPUTS: block.action_dist_inputs,
+        Columns.REWARDS: block.rewards,
+        Columns.TERMINATEDS: block.terminateds,
+        "bootstrap_obs": block.bootstrap_features,
+    }
+    return {name: value.cpu().numpy() for name, value in columns.items()}

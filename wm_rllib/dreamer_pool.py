@@ -1,0 +1,206 @@
+"""The driver's side of the dreamers: orders, redistribution after losses, and errors that must not repeat in silence."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+from wm_rllib.calling import call
+from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamFailure, DreamRequest, num_lanes
+from wm_rllib.mixing import split_evenly
+from wm_rllib.seeding import stage_seed
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES_IN_A_ROW = 3
+RETRY_PAUSE_S = 0.5
+
+
+class DreamerError(RuntimeError):
+    """Dreamers keep failing with an error of their own code (not by losing their process)."""
+
+
+@dataclass(frozen=True)
+class DreamOrder:
+    """What one dream round needs: rows for each learner, and how to dream them."""
+
+    rows: list[int]
+    horizon: int
+    temperature: float
+    burn_in: int
+
+
+@dataclass
+class DreamHarvest:
+    """What came of an order.
+
+    Attributes:
+        shard_refs: For each learner the references to its blocks.
+        rows: For each learner the rows that came; fewer than ordered only when no dreamer was left in time.
+        num_segments: Separate imagined trajectories.
+        seconds: Summed working time of the dreamers.
+        dropped_rows: Rows dropped for their age.
+    """
+
+    shard_refs: list[list[ray.ObjectRef]]
+    rows: list[int]
+    num_segments: int = 0
+    seconds: float = 0.0
+    dropped_rows: int = 0
+
+    def add(self, part: Dreamed) -> None:
+        """Takes in one dreamer's part."""
+        for learner, ref in enumerate(part.shard_refs):
+            if part.rows[learner]:
+                self.shard_refs[learner].append(ref)
+                self.rows[learner] += part.rows[learner]
+        self.num_segments += part.num_segments
+        self.seconds += part.seconds
+
+
+class DreamerPool:
+    """All dreamers of an algorithm.
+
+    Args:
+        spec: What each is built from.
+        server: The parameter server.
+        replay: The replay service, for start states.
+        num_dreamers: Actors; 0 means one dreamer inside this process.
+        make_actor: Creates one remote dreamer; given the index, so that the caller can place it.
+        timeout_s: How long a round may wait for lost dreamers before it goes on with fewer rows.
+    """
+
+    def __init__(
+        self,
+        spec: DreamerSpec,
+        server: Any,
+        replay: Any,
+        *,
+        num_dreamers: int,
+        make_actor: Callable[[int], Any],
+        timeout_s: float,
+    ):
+        self._replay = replay
+        self._timeout_s = timeout_s
+        self._failures_in_a_row = 0
+        self._local = None if num_dreamers else Dreamer(spec, server)
+        self._manager = FaultTolerantActorManager([make_actor(i) for i in range(num_dreamers)], init_id=1)
+
+    @property
+    def num_restarts(self) -> int:
+        """How often a lost dreamer came back."""
+        return int(self._manager.total_num_restarts())
+
+    @property
+    def num_healthy(self) -> int:
+        """Dreamers ready to work."""
+        return 1 if self._local else self._manager.num_healthy_actors()
+
+    def dream(
+        self, order: DreamOrder, base_seed: Callable[[int], int | None], is_stale: Callable[[Dreamed], bool]
+    ) -> DreamHarvest:
+        """Gets the ordered rows, from whichever dreamers are alive.
+
+        A lost dreamer's share is ordered again from the others; with none left this waits for a restart, at most
+        `timeout_s`.
+
+        Args:
+            order: Rows for each learner and how to dream.
+            base_seed: Seed of this round's attempt number n (0, 1, ...), or None.
+            is_stale: Whether a part was dreamed with weights too old to learn from; it is dropped and ordered again.
+
+        Raises:
+            DreamerError: Dreamers failed several times in a row with an error of their own.
+        """
+        harvest = DreamHarvest([[] for _ in order.rows], [0] * len(order.rows))
+        deadline = time.monotonic() + self._timeout_s
+        attempt = 0
+        while True:
+            missing = [want - have for want, have in zip(order.rows, harvest.rows, strict=True)]
+            if not any(missing):
+                return harvest
+            if attempt and time.monotonic() > deadline:
+                logger.warning("no dreamer delivered %s rows within %.0f s", missing, self._timeout_s)
+                return harvest
+            self._attempt(order, missing, harvest, base_seed(attempt), is_stale)
+            attempt += 1
+
+    def _attempt(
+        self,
+        order: DreamOrder,
+        missing: list[int],
+        harvest: DreamHarvest,
+        seed: int | None,
+        is_stale: Callable[[Dreamed], bool],
+    ) -> None:
+        """Orders what is missing from all healthy dreamers and takes in what they deliver."""
+        # A ping waits for an actor that is still restarting: with others alive it must not hold up the round.
+        patience = 0.05 if self._manager.num_healthy_actors() else RETRY_PAUSE_S
+        self._manager.probe_unhealthy_actors(timeout_seconds=patience, mark_healthy=True)
+        ids = self._manager.healthy_actor_ids()
+        if self._local is None and not ids:
+            return
+        requests = self._requests(order, missing, len(ids) or 1, seed)
+        for result in self._run(requests, ids):
+            if isinstance(result, DreamFailure):
+                self._count_failure(result)
+                continue
+            self._failures_in_a_row = 0
+            if is_stale(result):
+                harvest.dropped_rows += sum(result.rows)
+            else:
+                harvest.add(result)
+
+    def _requests(self, order: DreamOrder, missing: list[int], workers: int, seed: int | None) -> list[DreamRequest]:
+        shares = zip(*(split_evenly(count, workers) for count in missing), strict=True)
+        rows = [list(share) for share in shares]
+        if seed is not None:
+            call(self._replay, "reseed", seed)
+        lanes = [num_lanes(share, order.horizon) for share in rows]
+        starts_ref = call(self._replay, "starts", sum(lanes), order.burn_in)
+        return [
+            DreamRequest(
+                rows=share,
+                horizon=order.horizon,
+                temperature=order.temperature,
+                starts_ref=starts_ref,
+                first_start=sum(lanes[:worker]),
+                seed=None if seed is None else stage_seed(seed, 0, "dreamer", worker),
+            )
+            for worker, share in enumerate(rows)
+        ]
+
+    def _run(self, requests: list[DreamRequest], ids: list[int]) -> list[Dreamed | DreamFailure]:
+        if self._local is not None:
+            return [self._local.dream(requests[0])]
+        # A list of functions, one for each id: with a list of kwargs RLlib assigns them to the wrong actors as soon as
+        # one is unhealthy.
+        results = self._manager.foreach_actor(
+            [functools.partial(_dream, request=request) for request in requests],
+            remote_actor_ids=ids,
+            timeout_seconds=self._timeout_s,
+        )
+        return [result.get() for result in results.ignore_errors()]
+
+    def _count_failure(self, failure: DreamFailure) -> None:
+        self._failures_in_a_row += 1
+        logger.warning("a dreamer failed (%d in a row): %s", self._failures_in_a_row, failure.error)
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise DreamerError(
+                f"dreamers failed {self._failures_in_a_row} times in a row; the last error was:\n{failure.traceback}"
+            )
+
+    def stop(self) -> None:
+        """Ends the actors."""
+        self._manager.clear()
+
+
+def _dream(dreamer: Dreamer, request: DreamRequest) -> Dreamed | DreamFailure:
+    return dreamer.dream(request)

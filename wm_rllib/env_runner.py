@@ -1,0 +1,149 @@
+"""Env runner: RLlib's, acting on [z, h], with weights from the parameter server and raw experience for the replay."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.minibatch_utils import ShardEpisodesIterator
+
+from wm_rllib.connectors import FeatureConnector
+from wm_rllib.evaluation import EvaluationResult, evaluate_in
+from wm_rllib.logs import set_log_level
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.parameter_server import ParameterClient, WeightUpdate
+from wm_rllib.policy import WorldModelPolicy
+from wm_rllib.seeding import seed_process
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CollectRequest:
+    """What the driver asks of an env runner.
+
+    Attributes:
+        num_timesteps: Real env steps; up to one more per env than asked may come.
+        num_shards: Learners; the experience comes in that many parts of equal length.
+        random_actions: Sample actions from the action space.
+        fresh_envs: Reset all envs first, from `seed`.
+        seed: Seed of this stage and worker, or None.
+    """
+
+    num_timesteps: int
+    num_shards: int
+    random_actions: bool
+    fresh_envs: bool
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What an env runner hands over: references and numbers.
+
+    Attributes:
+        shard_refs: For each learner a reference to a list of episodes on features; empty in the random phase.
+        shard_rows: Env steps in each shard.
+        raw_ref: Reference to a list of raw episodes, for the replay.
+        num_timesteps: Env steps of this call.
+        sequence: Record of the parameter server that both versions come from.
+        world_model_version: With which V and M the features were computed.
+        policy_version: With which C the actions were chosen.
+        metrics: RLlib's env runner metrics.
+    """
+
+    shard_refs: list[ray.ObjectRef]
+    shard_rows: list[int]
+    raw_ref: ray.ObjectRef
+    num_timesteps: int
+    sequence: int
+    world_model_version: int
+    policy_version: int
+    metrics: Any
+
+
+class WorldModelEnvRunner(SingleAgentEnvRunner):
+    """SingleAgentEnvRunner whose env-to-module pipeline holds a `FeatureConnector`."""
+
+    def __init__(self, *, config: Any, **kwargs: Any):
+        set_log_level(config.wm_log_level)
+        if kwargs.get("worker_index"):
+            # Cores are shared with learners and dreamers; batches of a few envs gain nothing from more threads.
+            torch.set_num_threads(1)
+        super().__init__(config=config, **kwargs)
+        self._client = ParameterClient(server=None)
+
+    @property
+    def features(self) -> FeatureConnector:
+        """The pipeline's feature connector."""
+        return next(piece for piece in self._env_to_module.connectors if isinstance(piece, FeatureConnector))
+
+    @property
+    def world_model(self) -> WorldModel:
+        """This runner's copy of V and M."""
+        return self.features.world_model
+
+    def connect(self, server: Any) -> None:
+        """Sets the parameter server (an actor handle or object) to pull from before each piece of work."""
+        self._client = ParameterClient(server)
+
+    def pull(self) -> None:
+        """Takes newer weights, if there are any, and encodes the observations still held anew."""
+        update = self._client.pull()
+        if update is not None:
+            self._load(update)
+
+    def _load(self, update: WeightUpdate) -> None:
+        if update.policy is not None:
+            self.module.set_state(update.policy)
+            self._weights_seq_no = self._client.policy_version
+        if update.world_model is None:
+            return
+        weights = {name: torch.as_tensor(value) for name, value in update.world_model.items()}
+        self.world_model.load_state_dict(weights)
+        if self._cached_to_module is not None and not self._needs_initial_reset:
+            for index, features in self.features.refresh(self._ongoing_episodes).items():
+                self._cached_to_module[Columns.OBS][index] = torch.as_tensor(features)
+
+    def collect(self, request: CollectRequest) -> Collected:
+        """Pulls weights, steps the envs, and puts the experience into the object store."""
+        self.pull()
+        seed_process(request.seed)
+        if request.seed is not None:
+            self._seed = request.seed
+            self.env.action_space.seed(request.seed)
+        self._needs_initial_reset |= request.fresh_envs
+        self.features.random_actions = request.random_actions
+        episodes = self.sample(num_timesteps=request.num_timesteps, random_actions=request.random_actions)
+        raw = self.features.take_raw(episodes, self._ongoing_episodes)
+        # Features of random actions were computed for nobody: such steps feed the world model alone.
+        shards = [] if request.random_actions else _shard(episodes, request.num_shards)
+        return Collected(
+            shard_refs=[ray.put(shard) for shard in shards],
+            shard_rows=[sum(map(len, shard)) for shard in shards],
+            raw_ref=ray.put(raw),
+            num_timesteps=sum(map(len, episodes)),
+            sequence=self._client.sequence,
+            world_model_version=self._client.world_model_version,
+            policy_version=self._client.policy_version,
+            metrics=self.get_metrics(),
+        )
+
+    def evaluate(self, record: dict[str, Any], num_episodes: int, seed: int | None) -> EvaluationResult:
+        """Runs whole episodes greedily with exactly the weights of `record` (contract 6)."""
+        self._load(self._client.take(record))
+        self._needs_initial_reset = True
+        seed_process(seed)
+        return evaluate_in(self.env, WorldModelPolicy(self.world_model, self.module), num_episodes, seed)
+
+
+def _shard(episodes: list[SingleAgentEpisode], num_shards: int) -> list[list[SingleAgentEpisode]]:
+    if num_shards == 1:
+        return [episodes]
+    return list(ShardEpisodesIterator(episodes, num_shards=num_shards))

@@ -1,0 +1,91 @@
+"""Environments by name: a Gymnasium id, or the import path `package.module:EnvClass`. Nothing here imports Ray."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from wm_rllib.settings import SettingError
+
+AnyEnv = gym.Env[Any, Any]
+
+
+def _class_at(env_id: str) -> Callable[..., AnyEnv] | None:
+    """Return the class at an import path, or None if the text is none or names no class."""
+    module_name, colon, name = env_id.partition(":")
+    if not colon:
+        return None
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise SettingError(
+            f"environment {env_id!r}: cannot import {module_name} ({error}). "
+            'Fix: write "package.module:EnvClass" with a module on the Python path.'
+        ) from None
+    found = getattr(module, name, None)
+    return found if callable(found) else None
+
+
+def _unknown(env_id: str, reason: str) -> SettingError:
+    name = env_id.rpartition(":")[2]
+    by_lower = {known.lower(): known for known in gym.registry}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    known = ", ".join(by_lower[match] for match in near)
+    hint = f"did you mean {known}?" if near else 'give a Gymnasium id or "package.module:EnvClass".'
+    return SettingError(f"environment {env_id!r} does not exist ({reason}). Fix: {hint}")
+
+
+def find_env(env_id: str) -> Callable[..., AnyEnv]:
+    """Return what makes the environment from its keyword arguments.
+
+    Raises:
+        SettingError: If there is no such environment; suggests near ones.
+    """
+    env_class = _class_at(env_id)
+    if env_class is not None:
+        return env_class
+    name = env_id.rpartition(":")[2]  # importing `package:EnvId-v0` has registered EnvId-v0
+    try:
+        gym.spec(name)
+    except gym.error.Error as error:
+        raise _unknown(env_id, str(error).rstrip(".").split(".")[0]) from None
+    return lambda **kwargs: gym.make(name, **kwargs)
+
+
+def make_env(env_id: str, env_config: Mapping[str, Any] | None = None) -> AnyEnv:
+    """Return a new environment.
+
+    Args:
+        env_id: Gymnasium id, or import path of the class.
+        env_config: Keyword arguments of the environment.
+
+    Raises:
+        SettingError: If it does not exist, lacks a dependency or does not take these arguments.
+    """
+    make = find_env(env_id)
+    try:
+        return make(**(env_config or {}))
+    except gym.error.Error as error:  # a missing dependency, most often
+        raise SettingError(f"environment {env_id!r} cannot be made: {error}") from None
+    except TypeError as error:
+        raise SettingError(
+            f"environment {env_id!r} does not take env.config {dict(env_config or {})}: {error}. "
+            "Fix: correct env.config."
+        ) from None
+
+
+def env_spaces(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Return the observation space and the action space of an environment, made for that and closed again."""
+    env = make_env(env_id, env_config)
+    try:
+        return env.observation_space, env.action_space
+    except AttributeError as error:
+        raise SettingError(f"environment {env_id!r} is no Gymnasium environment: {error}.") from None
+    finally:
+        close = getattr(env, "close", None)
+        if close is not None:
+            close()

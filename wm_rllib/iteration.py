@@ -1,0 +1,127 @@
+"""What one iteration reports: rows, ratio, losses, versions, and every stage's seconds.
+
+Plain values merged into RLlib's result dict, not MetricsLogger's: a MetricsLogger repeats a metric's last value in
+iterations that did not measure it, and a missing value must be missing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import LEARNER_RESULTS
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+
+from wm_rllib.mixing import realised_ratio
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+
+PPO_METRICS = {
+    "policy_loss": "policy_loss",
+    "vf_loss": "vf_loss_unclipped",
+    "vf_explained_var": "vf_explained_var",
+    "entropy": "entropy",
+    "kl": "mean_kl_loss",
+}
+"""Our name under ppo/, and RLlib's."""
+FIT_METRICS = (
+    "vae/reconstruction_loss",
+    "vae/kl_divergence",
+    "mdn/nll",
+    "mdn/reward_loss",
+    "mdn/termination_loss",
+)
+
+
+class IterationReport:
+    """Collects one iteration's figures while its stages run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.rows = {"real": 0, "imagined": 0}
+        self.rounds: list[tuple[int, int]] = []
+        self.losses: dict[str, float | None] = {}
+        self.num_env_steps = 0
+        self.num_segments = 0
+        self.fit_updates = 0
+        self.dropped_rows = 0
+        self.updates_skipped = 0
+        self.staleness = 0
+        self.configured_ratio: float | None = None
+        self.return_gap: float | None = None
+        self.evaluation: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to seconds/<name>."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def add_update(self, real: int, imagined: int, num_segments: int) -> None:
+        """Counts the rows of one merged batch."""
+        self.rows["real"] += real
+        self.rows["imagined"] += imagined
+        self.rounds.append((real, imagined))
+        self.num_segments += num_segments
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report, nested as in the result dict; absent values are None."""
+        imagined = self.rows["imagined"]
+        trained = bool(self.rounds)
+        return {
+            "rows": dict(self.rows),
+            "imagination": {
+                "ratio": realised_ratio(self.rows["real"], imagined) if trained else None,
+                "configured_ratio": self.configured_ratio,
+                "rows_by_round": [list(counts) for counts in self.rounds],
+                "horizon": imagined / self.num_segments if self.num_segments else None,
+                "return_gap": self.return_gap,
+                "staleness": self.staleness,
+                "dropped_rows": self.dropped_rows,
+                "updates_skipped": self.updates_skipped,
+            },
+            "vae": self._losses("vae"),
+            "mdn": self._losses("mdn"),
+            "ppo": self._losses("ppo"),
+            "seconds": dict(self.seconds),
+            "steps_per_second": {
+                "sample": self._rate(self.num_env_steps, "sample"),
+                "dream": self._rate(imagined, "dream"),
+                "fit_updates": self._rate(self.fit_updates, "fit"),
+                "update_rows": self._rate(sum(self.rows.values()), "update"),
+            },
+        }
+
+    def take_fit_losses(self, metrics: MetricsLogger) -> None:
+        """Copies the last fit's losses out of the learner metrics."""
+        for name in FIT_METRICS:
+            self.losses[name] = _peek(metrics, WORLD_MODEL_MODULE_ID, name)
+
+    def take_update_losses(self, metrics: MetricsLogger) -> None:
+        """Copies the last update's PPO statistics out of the learner metrics, and the gap between the two sources."""
+        for ours, theirs in PPO_METRICS.items():
+            self.losses[f"ppo/{ours}"] = _peek(metrics, DEFAULT_MODULE_ID, theirs)
+        if self.rounds and all(self.rounds[-1]):
+            dreamed = _peek(metrics, DEFAULT_MODULE_ID, "imagined_value_target")
+            real = _peek(metrics, DEFAULT_MODULE_ID, "real_value_target")
+            self.return_gap = None if dreamed is None or real is None else dreamed - real
+
+    def _losses(self, prefix: str) -> dict[str, float | None]:
+        return {name.split("/")[1]: value for name, value in self.losses.items() if name.startswith(prefix + "/")}
+
+    def _rate(self, count: int, stage: str) -> float | None:
+        seconds = self.seconds.get(stage)
+        return count / seconds if seconds and count else None
+
+
+def _peek(metrics: MetricsLogger, module_id: str, name: str) -> float | None:
+    value = metrics.peek((LEARNER_RESULTS, module_id, name), default=None)
+    if value is None or not math.isfinite(float(value)):
+        return None
+    return float(value)

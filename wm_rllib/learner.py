@@ -1,0 +1,236 @@
+"""The learner: PPO on the exact merge of real and imagined rows, and the world model's fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.numpy import convert_to_numpy
+from torch import Tensor
+
+from wm_rllib.advantages import standardise, value_targets
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.seeding import seed_process
+
+KL_COEFFS = "kl_coeffs"
+COLUMNS = (
+    Columns.OBS,
+    Columns.ACTIONS,
+    Columns.ACTION_LOGP,
+    Columns.ACTION_DIST_INPUTS,
+    Postprocessing.ADVANTAGES,
+    Postprocessing.VALUE_TARGETS,
+)
+"""What the PPO loss reads of a row, real or imagined."""
+
+
+class WorldModelPPOLearner(PPOTorchLearner):
+    """PPOTorchLearner that merges in dreams, and fits the world-model module when given its batches."""
+
+    def build(self) -> None:
+        """Builds RLlib's learner; threads are set first, since cores are shared with env runners and dreamers."""
+        if self.config.learner_num_threads:
+            torch.set_num_threads(self.config.learner_num_threads)
+        self._imagined: Sequence[ray.ObjectRef] = ()
+        self._real_rows: int | None = None
+        self._fit_losses: list[dict[str, Tensor]] = []
+        self._fitting = False
+        super().build()
+
+    # --- updates -----------------------------------------------------------------------------------------------------
+
+    def update(
+        self,
+        *args: Any,
+        imagined: list[list[ray.ObjectRef]] | None = None,
+        real_rows: list[int] | None = None,
+        stage_seed: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One PPO update, or one fit of the world model.
+
+        Args:
+            *args: See RLlib's `Learner.update`.
+            imagined: For each learner the references to its dreams (lists of dicts of arrays [B, H, ...], as
+                `wm_rllib.dreamer` makes them). None, or none for this learner: RLlib's own update, untouched.
+            real_rows: For each learner how many of its real rows to use; None: all.
+            stage_seed: Seeds this process's generators first.
+            **kwargs: See RLlib's `Learner.update`.
+        """
+        seed_process(stage_seed)
+        self._imagined = imagined[self._learner_index] if imagined else ()
+        self._real_rows = real_rows[self._learner_index] if real_rows else None
+        try:
+            return super().update(*args, **kwargs)
+        finally:
+            self._imagined = ()
+
+    def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
+        if training_data.episodes is None:
+            batch = super()._make_batch_if_necessary(training_data)
+            self._fitting = WORLD_MODEL_MODULE_ID in batch.policy_batches
+            return batch
+        self._fitting = False
+        if not self._imagined:
+            return super()._make_batch_if_necessary(training_data)
+        sources = [self._imagined_columns(ray.get(list(self._imagined)))]
+        if training_data.episodes:
+            real = super()._make_batch_if_necessary(training_data).policy_batches[DEFAULT_MODULE_ID]
+            sources.insert(0, self._real_columns(real))
+        return self._merge(sources)
+
+    def _real_columns(self, batch: SampleBatch) -> dict[str, Tensor]:
+        """The valid rows of RLlib's batch (it appends one masked row an episode), advantages standardised anew.
+
+        RLlib standardised over the masked rows too; that was an affine map, so standardising again over the valid
+        rows alone undoes it.
+        """
+        mask = batch[Columns.LOSS_MASK]
+        columns = {name: batch[name][mask] for name in COLUMNS}
+        self._log_policy_metric("real_value_target", columns[Postprocessing.VALUE_TARGETS].mean())
+        columns[Postprocessing.ADVANTAGES] = standardise(columns[Postprocessing.ADVANTAGES])
+        if self._real_rows is not None:
+            keep = torch.randperm(len(columns[Columns.OBS]), device=self._device)[: self._real_rows]
+            columns = {name: column[keep] for name, column in columns.items()}
+        return columns
+
+    @torch.no_grad()
+    def _imagined_columns(self, shards: list[list[dict[str, np.ndarray]]]) -> dict[str, Tensor]:
+        """All rows of the dreams, flat, with advantages and value targets under the current critic."""
+        blocks = [block for shard in shards for block in shard]
+        columns = {name: self._flat(blocks, name) for name in COLUMNS if name in blocks[0]}
+        bootstrap = torch.as_tensor(np.concatenate([block["bootstrap_obs"] for block in blocks]), device=self._device)
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        values = module.compute_values({Columns.OBS: columns[Columns.OBS]})
+        bootstrap_values = module.compute_values({Columns.OBS: bootstrap})
+        targets, row, lane = [], 0, 0
+        for block in blocks:
+            shape = block[Columns.REWARDS].shape
+            rows = slice(row, row + shape[0] * shape[1])
+            block_targets = value_targets(
+                torch.tensor(block[Columns.REWARDS], device=self._device),
+                values[rows].reshape(shape),
+                bootstrap_values[lane : lane + shape[0]],
+                torch.tensor(block[Columns.TERMINATEDS], device=self._device),
+                gamma=self.config.gamma,
+                lambda_=self.config.lambda_,
+            )
+            targets.append(block_targets.reshape(-1))
+            row, lane = rows.stop, lane + shape[0]
+        columns[Postprocessing.VALUE_TARGETS] = torch.cat(targets)
+        columns[Postprocessing.ADVANTAGES] = standardise(columns[Postprocessing.VALUE_TARGETS] - values)
+        self._log_policy_metric("imagined_value_target", columns[Postprocessing.VALUE_TARGETS].mean())
+        return columns
+
+    def _flat(self, blocks: list[dict[str, np.ndarray]], name: str) -> Tensor:
+        """One column of all blocks as rows [N, ...]."""
+        flat = np.concatenate([block[name].reshape(-1, *block[name].shape[2:]) for block in blocks])
+        return torch.as_tensor(flat, device=self._device)
+
+    def _merge(self, sources: list[dict[str, Tensor]]) -> MultiAgentBatch:
+        """The sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
+        num_rows = sum(len(source[Columns.OBS]) for source in sources)
+        order = torch.randperm(num_rows, device=self._device)
+        merged = {name: torch.cat([source[name].to(sources[0][name].dtype) for source in sources])[order] for name in COLUMNS}
+        return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(merged)}, env_steps=num_rows)
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """RLlib's schedules; a fit has no policy rows, so PPO's KL and entropy coefficients stay as they are."""
+        if self._fitting:
+            for name in self._fit_losses[0]:
+                mean = torch.stack([losses[name] for losses in self._fit_losses]).mean()
+                self.metrics.log_value((WORLD_MODEL_MODULE_ID, name), mean, window=1)
+            self._fit_losses.clear()
+            TorchLearner.after_gradient_based_update(self, timesteps=timesteps)
+        else:
+            super().after_gradient_based_update(timesteps=timesteps)
+
+    def record_fit_losses(self, losses: dict[str, Tensor]) -> None:
+        """Keeps one gradient step's scalar losses; their means over the fit become its metrics."""
+        self._fit_losses.append(losses)
+
+    # --- optimisers --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """One Adam for C (RLlib's), one each for V and M, with learning rates of their own."""
+        if module_id != WORLD_MODEL_MODULE_ID:
+            super().configure_optimizers_for_module(module_id, config)
+            return
+        for name, network, lr in (
+            ("vae", self.world_model.vae, config.vae_lr),
+            ("mdn_rnn", self.world_model.mdn_rnn, config.mdn_lr),
+        ):
+            params = list(network.parameters())
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=torch.optim.Adam(params),
+                params=params,
+                lr_or_lr_schedule=lr,
+            )
+
+    def postprocess_gradients_for_module(self, *, module_id: str, config: Any = None, module_gradients_dict: Any) -> Any:
+        """Clips V's and M's gradients each by their global norm; C's as RLlib does."""
+        if module_id != WORLD_MODEL_MODULE_ID:
+            return super().postprocess_gradients_for_module(
+                module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
+            )
+        if config.world_model_grad_clip is not None:
+            for _, optimizer in self.get_optimizers_for_module(module_id):
+                params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                torch.nn.utils.clip_grad_norm_(params, config.world_model_grad_clip)
+        return module_gradients_dict
+
+    # --- what the algorithm asks of learners --------------------------------------------------------------------------
+
+    @property
+    def world_model(self) -> WorldModel:
+        """The networks of the world-model module."""
+        return self.module[WORLD_MODEL_MODULE_ID].unwrapped().world_model
+
+    def set_normalisation(self, stats: dict[str, np.ndarray]) -> None:
+        """Fixes the units of observations and rewards, once, after the random phase."""
+        tensors = {name: torch.as_tensor(value, device=self._device) for name, value in stats.items()}
+        self.world_model.vae.set_normalisation(tensors["obs_mean"], tensors["obs_scale"])
+        self.world_model.mdn_rnn.set_normalisation(tensors["reward_mean"], tensors["reward_scale"])
+
+    def put_policy(self) -> ray.ObjectRef:
+        """Reference to C's weights, what acting needs of them, as numpy arrays."""
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        return ray.put(convert_to_numpy(module.get_state(inference_only=True)))
+
+    def put_world_model(self) -> ray.ObjectRef:
+        """Reference to V's and M's weights and normalisation, as numpy arrays."""
+        return ray.put(convert_to_numpy(self.world_model.state_dict()))
+
+    # --- checkpoint --------------------------------------------------------------------------------------------------
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state and the KL coefficients, which it leaves out."""
+        state = super().get_state(*args, **kwargs)
+        state[KL_COEFFS] = {mid: float(value) for mid, value in self.curr_kl_coeffs_per_module.items()}
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores `get_state`; learning rates that were changed in the config win over the checkpoint's."""
+        super().set_state(state)
+        for module_id, value in state.get(KL_COEFFS, {}).items():
+            self.curr_kl_coeffs_per_module[module_id].data.fill_(value)
+        for name, optimizer in self._named_optimizers.items():
+            scheduler = self._optimizer_lr_schedules.get(optimizer)
+            if scheduler is not None:
+                self._set_optimizer_lr(optimizer, lr=scheduler.get_current_value())
+
+    def _log_policy_metric(self, name: str, value: Tensor) -> None:
+        self.metrics.log_value((DEFAULT_MODULE_ID, name), value.detach(), window=1)

@@ -1,0 +1,133 @@
+"""The metrics: what each is called, what it means, and the flat row of one iteration.
+
+The same row goes to `progress.jsonl` and to TensorBoard. Nothing here imports Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+Scalar = float | int | str | None
+Row = dict[str, Scalar]
+
+
+class Metric(NamedTuple):
+    """What a metric means, for docs/metrics.md."""
+
+    meaning: str
+    unit: str
+
+
+# A name that ends with /* stands for one metric per stage, named after the stage.
+METRICS: dict[str, Metric] = {
+    "training_iteration": Metric("Iterations so far, over all resumes.", "iterations"),
+    "phase": Metric("`random`, `pretrain` or `mixed`.", "name"),
+    "num_env_steps_sampled_lifetime": Metric("Real steps so far; evaluation is not counted.", "steps"),
+    "rows/real": Metric("Real rows in this iteration's merged PPO batches, summed.", "rows"),
+    "rows/imagined": Metric("Imagined rows in the same batches, summed.", "rows"),
+    "imagination/ratio": Metric("Realised share of imagined rows: imagined / (real + imagined).", "0 to 1"),
+    "imagination/configured_ratio": Metric("The share asked for, from the setting or its schedule.", "0 to 1"),
+    "imagination/horizon": Metric("Mean realised length of this iteration's dreams.", "steps"),
+    "imagination/return_gap": Metric("Dreamed minus real return; near 0 means that dreams are faithful.", "return"),
+    "imagination/staleness": Metric("Age of the dreams that were learned from; an own round's are 0.", "iterations"),
+    "imagination/dropped_rows": Metric("Imagined rows thrown away because they were too old.", "rows"),
+    "imagination/updates_skipped": Metric(
+        "PPO updates left out because no merge at the ratio was possible.", "updates"
+    ),
+    "vae/reconstruction_loss": Metric("Reconstruction error of V on normalised observations.", "squared error"),
+    "vae/kl_divergence": Metric("KL of V's posterior from the standard normal.", "nats"),
+    "mdn/nll": Metric("Negative log-likelihood of the next latent under M.", "nats"),
+    "mdn/reward_loss": Metric("Error of M's reward head.", "squared error"),
+    "mdn/termination_loss": Metric("Cross-entropy of M's termination head.", "nats"),
+    "ppo/policy_loss": Metric("Clipped surrogate loss.", "-"),
+    "ppo/vf_loss": Metric("Value loss.", "squared return"),
+    "ppo/entropy": Metric("Mean entropy of the policy.", "nats"),
+    "ppo/kl": Metric("Mean KL of the new policy from the one that acted.", "nats"),
+    "ppo/vf_explained_var": Metric("Share of the returns' variance that the value function explains.", "up to 1"),
+    "world_model/version": Metric("Version of V and M at the parameter server; only grows.", "version"),
+    "policy/version": Metric("Version of the controller at the parameter server; only grows.", "version"),
+    "env_runners/episode_return_mean": Metric("Mean return of recent real training episodes.", "return"),
+    "env_runners/episode_len_mean": Metric("Mean length of recent real training episodes.", "steps"),
+    "env_runners/num_episodes": Metric("Real training episodes that ended in this iteration.", "episodes"),
+    "evaluation/episode_return_mean": Metric("Mean return of the greedy evaluation; null when none was due.", "return"),
+    "evaluation/episode_return_std": Metric("Standard deviation of those returns.", "return"),
+    "evaluation/episodes": Metric("Episodes of that evaluation.", "episodes"),
+    "evaluation/confirmation_return_mean": Metric(
+        "Mean return of the second evaluation, on fresh episodes, that confirms the first.", "return"
+    ),
+    "restarts/env_runners": Metric("Env runners replaced so far.", "restarts"),
+    "restarts/dreamers": Metric("Dreamers replaced so far.", "restarts"),
+    "restarts/parameter_server": Metric("Parameter servers replaced so far.", "restarts"),
+    "restarts/replay": Metric("Replay actors replaced so far.", "restarts"),
+    "seconds/iteration": Metric("Duration of the iteration.", "s"),
+    "seconds/total": Metric("Duration of training so far, over all resumes.", "s"),
+    "seconds/*": Metric("Duration of one stage of the iteration.", "s"),
+    "steps_per_second/*": Metric("Steps of one stage by that stage's own time.", "steps/s"),
+}
+
+# In every row, even where the result has nothing to say about them.
+ALWAYS: tuple[str, ...] = (
+    "training_iteration",
+    "phase",
+    "num_env_steps_sampled_lifetime",
+    "rows/real",
+    "rows/imagined",
+    "imagination/ratio",
+    "evaluation/episode_return_mean",
+    "world_model/version",
+    "restarts/env_runners",
+    "restarts/dreamers",
+    "restarts/parameter_server",
+    "restarts/replay",
+    "seconds/iteration",
+    "seconds/total",
+)
+
+
+def is_documented(name: str) -> bool:
+    """Return whether the table has this name, or the group that it belongs to."""
+    return name in METRICS or f"{name.partition('/')[0]}/*" in METRICS
+
+
+def _scalar(value: Any) -> Scalar:
+    """Return a number or text as JSON has it; None for what is neither, and for what is not finite."""
+    item = getattr(value, "item", None)
+    if item is not None:
+        try:
+            value = item()
+        except (ValueError, RuntimeError):  # an array, not a number
+            return None
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str) else None
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def progress_row(result: Mapping[str, Any]) -> Row:
+    """Return the flat row of one iteration.
+
+    Args:
+        result: Nested result of `Algorithm.train()`.
+
+    Returns:
+        Metrics of the table that the result holds, by name with slashes, in the table's order. What is missing
+        or not a finite number is None; `ALWAYS` names what is there in any case.
+    """
+    known = {name: _scalar(value) for name, value in _flatten(result) if is_documented(name)}
+    known.setdefault("seconds/iteration", _scalar(result.get("time_this_iter_s")))
+    for name in ALWAYS:
+        known.setdefault(name, None)
+    order = list(METRICS)
+    rank = {name: order.index(name if name in METRICS else f"{name.partition('/')[0]}/*") for name in known}
+    return {name: known[name] for name in sorted(known, key=lambda name: (rank[name], name))}

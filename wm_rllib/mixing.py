@@ -1,0 +1,59 @@
+"""The exact merge, in numbers: how many imagined rows go with how many real ones (contract 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Ratio = float | Sequence[Sequence[float]]
+
+
+def imagined_rows(num_real: int, ratio: float) -> int:
+    """Imagined rows that make `ratio` the imagined fraction of the batch: round(n r / (1 - r)).
+
+    Raises:
+        ValueError: `ratio` is outside [0, 1); at 1 there are no real rows and the batch has a size of its own.
+    """
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"ratio = {ratio} must be at least 0 and below 1.")
+    return round(num_real * ratio / (1.0 - ratio))
+
+
+def real_rows_for(num_imagined: int, ratio: float) -> int:
+    """Real rows that fit `num_imagined` rows, when fewer of those came than were asked for: round(m (1 - r) / r).
+
+    Raises:
+        ValueError: `ratio` is outside (0, 1].
+    """
+    if not 0.0 < ratio <= 1.0:
+        raise ValueError(f"ratio = {ratio} must be above 0 and at most 1.")
+    return round(num_imagined * (1.0 - ratio) / ratio)
+
+
+def split_evenly(total: int, parts: int) -> list[int]:
+    """`total` as `parts` integers that differ by at most one, the larger first."""
+    quotient, remainder = divmod(total, parts)
+    return [quotient + (i < remainder) for i in range(parts)]
+
+
+def realised_ratio(num_real: int, num_imagined: int) -> float:
+    """The imagined fraction of a merged batch; 0 for an empty one."""
+    return num_imagined / (num_real + num_imagined) if num_imagined else 0.0
+
+
+def ratio_at(ratio: Ratio, timestep: int) -> float:
+    """The value at `timestep` of a fixed ratio or of a schedule [[timestep, value], ...].
+
+    Between two points the value is interpolated linearly, and the last one holds from there on, as RLlib's schedules
+    do. In float64: RLlib's own Scheduler goes through float32, which is rows off at ratios near 1.
+    """
+    if isinstance(ratio, (int, float)):
+        return float(ratio)
+    for (start, low), (end, high) in zip(ratio[:-1], ratio[1:], strict=True):
+        if timestep < end:
+            return low + (high - low) * max(0.0, (timestep - start) / (end - start))
+    return float(ratio[-1][1])
+
+
+def may_dream(ratio: Ratio) -> bool:
+    """Whether any point of the ratio (or schedule) asks for imagined rows."""
+    return ratio > 0 if isinstance(ratio, (int, float)) else any(value > 0 for _, value in ratio)

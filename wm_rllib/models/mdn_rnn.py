@@ -1,0 +1,134 @@
+"""M: an LSTM over [z, a] with a mixture density head, a reward head and a termination head (Ha & Schmidhuber 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wm_rllib.models.config import MDNRNNConfig
+from wm_rllib.models.layers import mlp
+from wm_rllib.models.mixture import MixtureParams, mixture_nll
+
+State = tuple[Tensor, Tensor]
+"""The LSTM's (h, c), each [B, D]."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What M says of a transition: next latent, reward in the environment's units, logit of termination."""
+
+    next_latent: MixtureParams
+    reward: Tensor
+    termination_logit: Tensor
+
+
+@dataclass(frozen=True)
+class MDNRNNLosses:
+    """Scalars, means over the transitions of a batch that are not masked."""
+
+    total: Tensor
+    nll: Tensor
+    reward: Tensor
+    termination: Tensor
+
+
+class MDNRNN(nn.Module):
+    """Predicts z_{t+1}, r_t and done_t from (z_t, a_t) and the past.
+
+    `step` and `unroll` run the same weights, one transition at a time or a whole sequence at once. Subclass and name
+    the class in ``world_model.mdn_rnn.class`` to replace it.
+
+    Args:
+        config: Sizes and loss weights.
+    """
+
+    reward_mean: Tensor
+    reward_scale: Tensor
+
+    def __init__(self, config: MDNRNNConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("reward_mean", torch.zeros(()))
+        self.register_buffer("reward_scale", torch.ones(()))
+        input_dim = config.latent_dim + config.action_dim
+        self.lstm = nn.LSTM(input_dim, config.hidden_dim, batch_first=True)
+        mixture_logits = config.num_mixtures * (1 if config.mixture == "joint" else config.latent_dim)
+        self._sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2, 1, 1]
+        self.head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self._sizes))
+
+    def set_normalisation(self, reward_mean: Tensor, reward_scale: Tensor) -> None:
+        """Fixes the units of the reward head: it predicts (r - reward_mean) / reward_scale."""
+        self.reward_mean.copy_(reward_mean)
+        self.reward_scale.copy_(reward_scale)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before anything was seen: zeros, [B, D] each."""
+        zeros = torch.zeros(batch_size, self.config.hidden_dim, device=self.reward_mean.device)
+        return zeros, zeros.clone()
+
+    def step(self, z: Tensor, action: Tensor, state: State) -> State:
+        """h_{t+1} of z_t [B, Z], a_t [B, A] (model input) and h_t."""
+        weights = (self.lstm.weight_ih_l0, self.lstm.weight_hh_l0, self.lstm.bias_ih_l0, self.lstm.bias_hh_l0)
+        h, c = torch.lstm_cell(torch.cat([z, action], -1), state, *weights)
+        return h, c
+
+    def unroll(self, z: Tensor, action: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """All of h_1 .. h_T, [B, T, D], and the last state, from z_0 .. z_{T-1} [B, T, Z] and a_0 .. a_{T-1} [B, T, A]."""
+        if state is None:
+            state = self.initial_state(z.shape[0])
+        output, (h, c) = self.lstm(torch.cat([z, action], -1), (state[0].unsqueeze(0), state[1].unsqueeze(0)))
+        return output, (h.squeeze(0), c.squeeze(0))
+
+    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> Prediction:
+        """The heads on h_{t+1} [..., D], z_t [..., Z] and a_t [..., A]."""
+        out = self.head(torch.cat([next_h, z, action], -1))
+        logits, mean, log_sigma, reward, termination = out.split(self._sizes, dim=-1)
+        shape = (*out.shape[:-1], self.config.num_mixtures, self.config.latent_dim)
+        mean = mean.reshape(shape)
+        if self.config.residual:
+            mean = mean + z.unsqueeze(-2)
+        if self.config.mixture == "per_dimension":
+            log_pi = torch.log_softmax(logits.reshape(shape), dim=-2)
+        else:
+            log_pi = torch.log_softmax(logits, dim=-1)
+        mixture = MixtureParams(log_pi, mean, log_sigma.reshape(shape).clamp(*self.config.log_sigma_range))
+        reward = reward.squeeze(-1) * self.reward_scale + self.reward_mean
+        return Prediction(mixture, reward, termination.squeeze(-1))
+
+    def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
+        """Losses of sequences that each lie within one episode.
+
+        Args:
+            z: [B, T + 1, Z]; no gradient is sent into it.
+            action: [B, T, A] model input.
+            reward: [B, T] in the environment's units.
+            terminated: [B, T] bool; truncation is not termination.
+            mask: [B, T] bool; False on padding, which comes last in a row.
+
+        Returns:
+            Means over the unmasked transitions: `nll` in nats, `reward` half squared error in normalised units,
+            `termination` cross-entropy in nats; `total` weighs them by the config.
+        """
+        z = z.detach()
+        hidden, _ = self.unroll(z[:, :-1], action)
+        predicted = self.predict(hidden, z[:, :-1], action)
+        count = mask.sum().clamp(min=1)
+
+        def mean(values: Tensor) -> Tensor:
+            return torch.where(mask, values, torch.zeros_like(values)).sum() / count
+
+        nll = mean(mixture_nll(predicted.next_latent, z[:, 1:]))
+        reward_loss = mean(0.5 * ((predicted.reward - reward) / self.reward_scale).square())
+        termination = functional.binary_cross_entropy_with_logits(
+            predicted.termination_logit, terminated.float(), reduction="none"
+        )
+        termination_loss = mean(termination)
+        total = (
+            self.config.nll_coeff * nll
+            + self.config.reward_loss_coeff * reward_loss
+            + self.config.termination_loss_coeff * termination_loss
+        )
+        return MDNRNNLosses(total, nll, reward_loss, termination_loss)

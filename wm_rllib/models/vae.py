@@ -1,0 +1,121 @@
+"""V: a beta-VAE over single observations (Kingma & Welling 2014; Higgins et al. 2017)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wm_rllib.models.config import VAEConfig
+from wm_rllib.models.layers import mlp
+
+LOG_VARIANCE_RANGE = (-10.0, 4.0)
+"""Keeps exp(log_variance) finite in float32 whatever the encoder puts out."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(z | o), a diagonal Gaussian: mean and log_variance, both [..., Z]."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self) -> Tensor:
+        """One reparameterised draw, [..., Z]."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * torch.randn_like(self.mean)
+
+    def kl_from_standard_normal(self) -> Tensor:
+        """KL(q || N(0, I)) in nats, [...]."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance).sum(-1)
+
+
+@dataclass(frozen=True)
+class VAELosses:
+    """Scalars, means over the observations of a batch, in nats."""
+
+    total: Tensor
+    reconstruction: Tensor
+    kl_divergence: Tensor
+
+
+class VariationalAutoencoder(nn.Module):
+    """Compresses observations [..., *O] into latents [..., Z].
+
+    To make your own V, subclass this, override `make_encoder` and `make_decoder` (or any public method), and name the
+    class in the config: ``world_model.vae.class: my_package.my_module:MyVAE``. ``self.config`` is set before both run.
+
+    Args:
+        config: Sizes and beta.
+    """
+
+    obs_mean: Tensor
+    obs_scale: Tensor
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        # Fixed after the random phase: a running filter would shift V's input under M, which was trained on its latents.
+        self.register_buffer("obs_mean", torch.zeros(config.observation_shape))
+        self.register_buffer("obs_scale", torch.ones(config.observation_shape))
+        self.encoder = self.make_encoder()
+        self.decoder = self.make_decoder()
+
+    def make_encoder(self) -> nn.Module:
+        """A network from normalised observations [N, *O] to mean and log variance, [N, 2 Z]."""
+        flat = math.prod(self.config.observation_shape)
+        return nn.Sequential(nn.Flatten(), mlp(flat, self.config.hidden_dims, 2 * self.config.latent_dim))
+
+    def make_decoder(self) -> nn.Module:
+        """A network from latents [N, Z] to normalised observations [N, *O]."""
+        shape = self.config.observation_shape
+        network = mlp(self.config.latent_dim, tuple(reversed(self.config.hidden_dims)), math.prod(shape))
+        return nn.Sequential(network, nn.Unflatten(-1, shape))
+
+    def set_normalisation(self, mean: Tensor, scale: Tensor) -> None:
+        """Fixes the observation normalisation: encoders see (o - mean) / scale, both of shape *O."""
+        self.obs_mean.copy_(mean)
+        self.obs_scale.copy_(scale)
+
+    def posterior(self, observations: Tensor) -> Posterior:
+        """q(z | o) for observations [..., *O] of any dtype."""
+        batch_shape = observations.shape[: observations.ndim - len(self.config.observation_shape)]
+        flat = observations.reshape(-1, *self.config.observation_shape)
+        out = self.encoder(self.normalise(flat)).reshape(*batch_shape, 2 * self.config.latent_dim)
+        mean, log_variance = out.chunk(2, dim=-1)
+        return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
+
+    def encode(self, observations: Tensor) -> Tensor:
+        """Latents [..., Z]: a sample of the posterior in training mode, its mean in eval mode."""
+        posterior = self.posterior(observations)
+        return posterior.sample() if self.training else posterior.mean
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Observations [..., *O], in the environment's units, of latents [..., Z]."""
+        flat = self.decoder(latents.reshape(-1, self.config.latent_dim))
+        observations = flat * self.obs_scale + self.obs_mean
+        return observations.reshape(*latents.shape[:-1], *self.config.observation_shape)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Posterior]:
+        """Encodes and decodes [..., *O]; the latent is sampled in training mode, the mean in eval mode."""
+        posterior = self.posterior(observations)
+        latents = posterior.sample() if self.training else posterior.mean
+        return self.decode(latents), posterior
+
+    def losses(self, observations: Tensor, mask: Tensor) -> VAELosses:
+        """beta-VAE loss over the observations [B, T, *O] where mask [B, T] is True.
+
+        Reconstruction is the negative log-likelihood, up to a constant, of a Gaussian decoder with unit variance in
+        normalised units: half the squared error, summed over the observation.
+        """
+        observations = observations[mask]
+        posterior = self.posterior(observations)
+        error = self.decoder(posterior.sample()) - self.normalise(observations)
+        reconstruction = 0.5 * error.flatten(1).square().sum(-1).mean()
+        kl_divergence = posterior.kl_from_standard_normal().mean()
+        return VAELosses(reconstruction + self.config.beta * kl_divergence, reconstruction, kl_divergence)
+
+    def normalise(self, observations: Tensor) -> Tensor:
+        """Observations as the encoder takes them: float32, (o - mean) / scale."""
+        return (observations.float() - self.obs_mean) / self.obs_scale

@@ -1,0 +1,85 @@
+"""V and M together: what env runners, dreamers, the learner and the inference helper hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wm_rllib.models.config import WorldModelConfig, load_class
+from wm_rllib.models.mdn_rnn import MDNRNN, MDNRNNLosses, State
+from wm_rllib.models.vae import VAELosses, VariationalAutoencoder
+from wm_rllib.spaces import ActionCodec
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Sequences of raw experience, each within one episode and padded at its end.
+
+    observations [B, T + 1, *O], actions [B, T, ...] in policy space, rewards [B, T], terminateds [B, T] bool,
+    mask [B, T] bool (True on transitions that happened).
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminateds: Tensor
+    mask: Tensor
+
+
+class WorldModel(nn.Module):
+    """V and M over one environment's spaces. Builds in eval mode nowhere: callers choose `train()` or `eval()`."""
+
+    def __init__(self, config: WorldModelConfig):
+        super().__init__()
+        self.config = config
+        self.codec = ActionCodec(config.action_space, normalized=config.normalize_actions)
+        vae_class = load_class(config.vae_class, VariationalAutoencoder, "world_model.vae.class")
+        mdn_rnn_class = load_class(config.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
+        self.vae: VariationalAutoencoder = vae_class(config.vae)
+        self.mdn_rnn: MDNRNN = mdn_rnn_class(config.mdn_rnn)
+
+    @property
+    def feature_dim(self) -> int:
+        """F, the width of what the controller sees."""
+        hidden = self.config.mdn_rnn.hidden_dim if self.config.controller_inputs == "zh" else 0
+        return self.config.vae.latent_dim + hidden
+
+    def features(self, z: Tensor, h: Tensor) -> Tensor:
+        """The controller's input [..., F]: [z, h], or z alone for the paper's ablation."""
+        return torch.cat([z, h], -1) if self.config.controller_inputs == "zh" else z
+
+    def advance(self, z: Tensor, actions: Tensor, state: State) -> State:
+        """The state after z_t [B, Z] and policy-space actions a_t [B, ...]."""
+        return self.mdn_rnn.step(z, self.codec.encode(actions), state)
+
+    def burn_in(self, observations: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, State]:
+        """z and the state at the last observation of each row, from its real past.
+
+        Args:
+            observations: [B, L + 1, *O], aligned at the end: the last one is where the dream starts.
+            actions: [B, L, ...] policy space.
+            mask: [B, L] bool; False on the padding before a row's first real transition.
+        """
+        z = self.vae.encode(observations)
+        encoded = self.codec.encode(actions)
+        state = self.mdn_rnn.initial_state(z.shape[0])
+        for t in range(mask.shape[1]):
+            h, c = self.mdn_rnn.step(z[:, t], encoded[:, t], state)
+            keep = mask[:, t, None]
+            # Rows whose past is shorter than L keep the zero state until their first real transition.
+            state = torch.where(keep, h, state[0]), torch.where(keep, c, state[1])
+        return z[:, -1], state
+
+    def losses(self, batch: SequenceBatch) -> tuple[VAELosses, MDNRNNLosses]:
+        """V's and M's losses on one batch. V gets no gradient through M: their totals touch disjoint parameters."""
+        # An observation counts for V when a transition leaves or enters it.
+        leaves = torch.nn.functional.pad(batch.mask, (0, 1))
+        enters = torch.nn.functional.pad(batch.mask, (1, 0))
+        vae_losses = self.vae.losses(batch.observations, leaves | enters)
+        with torch.no_grad():
+            # The posterior's mean, as the controller will see it, whatever mode the module is in.
+            z = self.vae.posterior(batch.observations).mean
+        encoded = self.codec.encode(batch.actions)
+        return vae_losses, self.mdn_rnn.losses(z, encoded, batch.rewards, batch.terminateds, batch.mask)

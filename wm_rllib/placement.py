@@ -1,0 +1,110 @@
+"""Where the algorithm's own actors run, and what they ask of the cluster."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.tune import PlacementGroupFactory
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wm_rllib.dreamer import Dreamer, DreamerSpec
+from wm_rllib.parameter_server import ParameterServer
+from wm_rllib.replay import ReplayService
+
+PATIENCE_S = 40.0
+"""How long an autoscaler may take before a request that the cluster cannot meet is an error."""
+
+
+class ClusterTooSmallError(RuntimeError):
+    """The cluster lacks resources that the config asks for."""
+
+
+def add_own_bundles(request: PlacementGroupFactory, config: Any) -> PlacementGroupFactory:
+    """RLlib's bundles, with the replay's CPUs in the main process's bundle and one bundle a dreamer at the end.
+
+    At the end, because RLlib gives its own actors bundles by index. The parameter server asks for no CPU.
+    """
+    bundles = [dict(bundle) for bundle in request.bundles]
+    if config.replay_is_remote:
+        bundles[0]["CPU"] = bundles[0].get("CPU", 0) + config.num_cpus_for_replay
+    if dreamer_bundle := _dreamer_bundle(config):
+        bundles += [dreamer_bundle] * config.num_dreamers_to_place
+    return PlacementGroupFactory(bundles=bundles, strategy=request.strategy)
+
+
+def _dreamer_bundle(config: Any) -> dict[str, float]:
+    bundle = {"CPU": config.num_cpus_per_dreamer, "GPU": config.num_gpus_per_dreamer}
+    return {name: amount for name, amount in bundle.items() if amount}
+
+
+def check_cluster(request: PlacementGroupFactory, patience_s: float = PATIENCE_S) -> None:
+    """Raises unless the cluster has, in total, what the actors ask for.
+
+    Outside of Tune there is no placement group: actors that do not fit would wait for ever, in silence. The main
+    process's own bundle is left out, since a driver reserves nothing.
+
+    Raises:
+        ClusterTooSmallError: Naming what is missing, after `patience_s`.
+    """
+    if ray.util.get_current_placement_group() is not None:
+        return
+    needed: dict[str, float] = {}
+    for bundle in request.bundles[1:]:
+        for name, amount in bundle.items():
+            needed[name] = needed.get(name, 0.0) + amount
+    deadline = time.monotonic() + patience_s
+    while missing := _missing(needed):
+        if time.monotonic() > deadline:
+            raise ClusterTooSmallError(
+                f"the cluster cannot meet the request: {', '.join(missing)}. Use fewer env runners, dreamers or learners, "
+                "ask for fractions (env_runners.num_cpus_per_env_runner, dreamers.num_cpus_per_dreamer, "
+                "ppo.num_cpus_per_learner), or add nodes."
+            )
+        time.sleep(1.0)
+
+
+def _missing(needed: dict[str, float]) -> list[str]:
+    has = ray.cluster_resources()
+    return [
+        f"{amount:g} {name} are needed and {has.get(name, 0.0):g} exist"
+        for name, amount in needed.items()
+        if amount > has.get(name, 0.0) + 1e-9
+    ]
+
+
+def make_server(*, remote: bool) -> Any:
+    """The parameter server: an actor that comes back by itself, empty, or an object in a single process."""
+    if not remote:
+        return ParameterServer()
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=16)(ParameterServer)
+    return actor.options(**_in_bundle(0)).remote()
+
+
+def make_replay(config: Any, seed: int | None) -> Any:
+    """The replay: an actor on the driver's node, so that it can write checkpoints itself, or an object."""
+    if not config.replay_is_remote:
+        return ReplayService(config.replay_capacity, seed)
+    options = _in_bundle(0)
+    if not options:
+        node = ray.get_runtime_context().get_node_id()
+        options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+    actor = ray.remote(num_cpus=config.num_cpus_for_replay)(ReplayService)
+    return actor.options(**options).remote(config.replay_capacity, seed)
+
+
+def make_dreamer(index: int, config: Any, spec: DreamerSpec, server: Any, request: PlacementGroupFactory) -> Any:
+    """Dreamer number `index`, in the bundle reserved for it."""
+    options = _in_bundle(len(request.bundles) - config.num_dreamers_to_place + index) if _dreamer_bundle(config) else {}
+    actor = ray.remote(
+        num_cpus=config.num_cpus_per_dreamer,
+        num_gpus=config.num_gpus_per_dreamer,
+        max_restarts=-1,
+    )(Dreamer)
+    return actor.options(**options).remote(spec, server)
+
+
+def _in_bundle(index: int) -> dict[str, int]:
+    inside = ray.util.get_current_placement_group() is not None
+    return {"placement_group_bundle_index": index} if inside else {}

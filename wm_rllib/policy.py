@@ -1,0 +1,92 @@
+"""The trained agent outside of training: observation in, action out. No env runner, no Ray cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.core import (
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.spaces.space_utils import clip_action, get_base_struct_from_space, unsquash_action
+
+from wm_rllib.models.mdn_rnn import State
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+
+
+class WorldModelPolicy:
+    """V, M and C as one agent with memory.
+
+    For one environment: `reset`, then `compute_action` for each observation. For B of them: `initial_state` and `act`.
+
+    Args:
+        world_model: V and M, in eval mode.
+        module: The PPO RLModule, acting on features.
+    """
+
+    def __init__(self, world_model: WorldModel, module: Any):
+        self.world_model = world_model
+        self.action_space = world_model.config.action_space
+        self._module = module
+        self._state = self.initial_state(1)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The memory of B new episodes."""
+        return self.world_model.mdn_rnn.initial_state(batch_size)
+
+    def reset(self) -> None:
+        """Forgets the past; call it when an episode starts."""
+        self._state = self.initial_state(1)
+
+    def compute_action(self, observation: np.ndarray, *, explore: bool = False) -> Any:
+        """The action, ready for `env.step`, for one observation [*O]; greedy unless `explore`."""
+        actions, self._state = self.act(np.asarray(observation)[None], self._state, explore=explore)
+        return actions[0]
+
+    @torch.no_grad()
+    def act(self, observations: np.ndarray, state: State, *, explore: bool = False) -> tuple[np.ndarray, State]:
+        """Actions [B, ...] in env space for observations [B, *O], and the memory after them."""
+        z = self.world_model.vae.encode(torch.as_tensor(observations))
+        forward = self._module.forward_exploration if explore else self._module.forward_inference
+        logits = forward({Columns.OBS: self.world_model.features(z, state[0])})[Columns.ACTION_DIST_INPUTS]
+        if explore:
+            actions = self._module.get_exploration_action_dist_cls().from_logits(logits).sample()
+        else:
+            actions = self._module.get_inference_action_dist_cls().from_logits(logits).to_deterministic().sample()
+        return self._to_env(actions.numpy()), self.world_model.advance(z, actions, state)
+
+    def _to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Policy space to env space, as RLlib's module-to-env pipeline does it."""
+        struct = get_base_struct_from_space(self.action_space)
+        if self.world_model.config.normalize_actions:
+            return np.asarray(unsquash_action(actions, struct))
+        return np.asarray(clip_action(actions, struct)) if self.world_model.config.clip_actions else actions
+
+
+def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
+    """Loads the agent from a checkpoint of WorldModelPPO.
+
+    Args:
+        checkpoint: Folder written by `save_to_path`, by Ray Tune, or by the command line.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or is no such checkpoint.
+    """
+    modules = Path(checkpoint) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
+    for name in (DEFAULT_MODULE_ID, WORLD_MODEL_MODULE_ID):
+        if not (modules / name).is_dir():
+            raise FileNotFoundError(
+                f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder {(modules / name).relative_to(checkpoint)}. "
+                "Name a folder written by `train` (runs/.../checkpoints/best), by Tune or by save_to_path."
+            )
+    module = RLModule.from_checkpoint((modules / DEFAULT_MODULE_ID).absolute())
+    world_model = RLModule.from_checkpoint((modules / WORLD_MODEL_MODULE_ID).absolute()).world_model.eval()
+    return WorldModelPolicy(world_model, module)

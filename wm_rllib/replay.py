@@ -1,0 +1,191 @@
+"""Replay of raw sequences: what V and M are fitted to, and where dreams start."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
+
+WORLD_MODEL_MODULE_ID = "world_model"
+MASK = "mask"
+END_FRACTION = 0.2
+"""Share of the fitted sequences that are the last steps of a terminated episode: terminations are rare, and M must
+learn them from few examples."""
+
+Arrays = dict[str, np.ndarray]
+
+
+class SequenceReplay(EpisodeReplayBuffer):
+    """RLlib's `EpisodeReplayBuffer` of raw (not encoded) episodes, with the draws this algorithm needs.
+
+    Bounded by `capacity` env steps: whole episodes leave, oldest first. Actions are in policy space (wm_rllib.spaces).
+    RLlib leaves its generator unseeded and outside the checkpoint; here it is seeded and saved.
+    """
+
+    def __init__(self, capacity: int, seed: int | None):
+        super().__init__(capacity=capacity)
+        self.rng = np.random.default_rng(seed)
+
+    def normalisation(self) -> dict[str, np.ndarray]:
+        """Mean and scale of observations (*O) and rewards (scalars) over all that is held.
+
+        An observation's scale is twice its standard deviation, so that most of it lies in [-1, 1]; a constant
+        dimension, or constant reward, has scale 1.
+        """
+        observations = np.concatenate([np.asarray(episode.get_observations()) for episode in self.episodes])
+        rewards = np.concatenate([np.asarray(episode.get_rewards()) for episode in self.episodes])
+        obs_scale, reward_scale = 2.0 * observations.std(0), rewards.std()
+        return {
+            "obs_mean": observations.mean(0).astype(np.float32),
+            "obs_scale": np.where(obs_scale > 1e-6, obs_scale, 1.0).astype(np.float32),
+            "reward_mean": np.float32(rewards.mean()),
+            "reward_scale": np.float32(reward_scale if reward_scale > 1e-6 else 1.0),
+        }
+
+    def sample_sequences(self, num_sequences: int, length: int) -> Arrays:
+        """Sequences of up to `length` transitions, each within one episode, padded at the end.
+
+        Every stored transition is as likely as any other to be in a sequence, but for `END_FRACTION` of the sequences,
+        which are the ends of terminated episodes.
+
+        Returns:
+            obs [N, length + 1, *O], actions [N, length, ...], rewards, terminateds and mask [N, length].
+        """
+        ended = [episode for episode in self.episodes if episode.is_terminated]
+        num_ends = int(END_FRACTION * num_sequences) if ended else 0
+        windows = [self._window_around_random_step(length) for _ in range(num_sequences - num_ends)]
+        for index in self.rng.integers(len(ended) or 1, size=num_ends):
+            windows.append((ended[index], max(0, len(ended[index]) - length), len(ended[index])))
+        self.rng.shuffle(windows)  # type: ignore[arg-type]
+        return self._gather(windows, length, align_end=False)
+
+    def sample_starts(self, num_starts: int, burn_in: int) -> Arrays:
+        """Observations to start dreams from, drawn evenly over all stored steps, with up to `burn_in` steps before.
+
+        Returns:
+            As `sample_sequences`, of length `burn_in`, but aligned at the end: obs[:, -1] is the start and padding
+            comes first.
+        """
+        windows = []
+        for episode, t in (self._random_step() for _ in range(num_starts)):
+            windows.append((episode, max(0, t - burn_in), t))
+        return self._gather(windows, burn_in, align_end=True)
+
+    def _random_step(self) -> tuple[SingleAgentEpisode, int]:
+        index, t = self._indices[self.rng.integers(len(self._indices))]
+        return self.episodes[index - self._num_episodes_evicted], t
+
+    def _window_around_random_step(self, length: int) -> tuple[SingleAgentEpisode, int, int]:
+        episode, t = self._random_step()
+        start = max(0, t - int(self.rng.integers(length)))
+        return episode, start, min(start + length, len(episode))
+
+    def _gather(self, windows: list[Any], length: int, *, align_end: bool) -> Arrays:
+        observations, actions, _ = _episode_arrays(windows[0][0])
+        count = len(windows)
+        out = {
+            Columns.OBS: np.zeros((count, length + 1, *observations.shape[1:]), observations.dtype),
+            Columns.ACTIONS: np.zeros((count, length, *actions.shape[1:]), actions.dtype),
+            Columns.REWARDS: np.zeros((count, length), np.float32),
+            Columns.TERMINATEDS: np.zeros((count, length), bool),
+            MASK: np.zeros((count, length), bool),
+        }
+        for row, (episode, start, stop) in enumerate(windows):
+            observations, actions, rewards = _episode_arrays(episode)
+            at = length - (stop - start) if align_end else 0
+            end = at + stop - start
+            out[Columns.OBS][row, at : end + 1] = observations[start : stop + 1]
+            out[Columns.ACTIONS][row, at:end] = actions[start:stop]
+            out[Columns.REWARDS][row, at:end] = rewards[start:stop]
+            out[MASK][row, at:end] = True
+            if episode.is_terminated and stop == len(episode) and stop > start:
+                out[Columns.TERMINATEDS][row, end - 1] = True
+        return out
+
+    def get_state(self) -> dict[str, Any]:
+        """The whole buffer and its generator."""
+        return {**super().get_state(), "rng": self.rng.bit_generator.state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned."""
+        super().set_state(state)
+        self.rng.bit_generator.state = state["rng"]
+
+
+def _episode_arrays(episode: SingleAgentEpisode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # Straight to the arrays: the episode's own getters cost 10 to 20 us a slice, and a fit needs thousands.
+    return episode.observations.data, episode.actions.data, episode.rewards.data
+
+
+class ReplayService:
+    """`SequenceReplay` behind references: experience comes in and batches go out by ObjectRef (contract 8).
+
+    An actor beside remote workers, a plain object in a single process.
+    """
+
+    def __init__(self, capacity: int, seed: int | None):
+        self._replay = SequenceReplay(capacity, seed)
+
+    def add(self, episode_refs: list[ray.ObjectRef]) -> int:
+        """Adds lists of raw episodes; returns the number of env steps held."""
+        for episodes in ray.get(episode_refs):
+            self._replay.add(episodes)
+        return len(self._replay)
+
+    def reseed(self, seed: int) -> None:
+        """Starts the generator afresh, at the beginning of a stage."""
+        self._replay.rng = np.random.default_rng(seed)
+
+    def normalisation(self) -> dict[str, np.ndarray]:
+        """See `SequenceReplay.normalisation`."""
+        return self._replay.normalisation()
+
+    def fit_batches(self, num_updates: int, batch_size: int, length: int, num_learners: int) -> list[ray.ObjectRef]:
+        """One stacked batch of num_updates x batch_size sequences for each learner."""
+        return [
+            ray.put(as_fit_batch(self._replay.sample_sequences(num_updates * batch_size, length)))
+            for _ in range(num_learners)
+        ]
+
+    def starts(self, num_starts: int, burn_in: int) -> ray.ObjectRef:
+        """Reference to the arrays of `SequenceReplay.sample_starts`."""
+        return ray.put(self._replay.sample_starts(num_starts, burn_in))
+
+    def stats(self) -> dict[str, int]:
+        """Numbers for logs and tests: env steps and episodes held, env steps ever added."""
+        return {
+            "num_timesteps": self._replay.get_num_timesteps(),
+            "num_episodes": self._replay.get_num_episodes(),
+            "num_added_timesteps": self._replay.get_added_timesteps(),
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """See `SequenceReplay.get_state`."""
+        return self._replay.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `SequenceReplay.set_state`."""
+        self._replay.set_state(state)
+
+    def save(self, directory: str, filesystem: Any) -> None:
+        """Writes the buffer into `directory` of a pyarrow filesystem."""
+        filesystem.create_dir(directory, recursive=True)
+        with filesystem.open_output_stream(str(PurePosixPath(directory) / "replay.pkl")) as stream:
+            pickle.dump(self.get_state(), stream, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def restore(self, directory: str, filesystem: Any) -> None:
+        """Reads what `save` wrote."""
+        with filesystem.open_input_stream(str(PurePosixPath(directory) / "replay.pkl")) as stream:
+            self.set_state(pickle.loads(stream.read()))
+
+
+def as_fit_batch(arrays: Arrays) -> MultiAgentBatch:
+    """Arrays of sequences as a batch for the world-model module, one row a sequence."""
+    return MultiAgentBatch({WORLD_MODEL_MODULE_ID: SampleBatch(arrays)}, env_steps=int(arrays[MASK].sum()))

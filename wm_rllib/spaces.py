@@ -1,0 +1,107 @@
+"""Which Gymnasium spaces are supported, and how actions are written for the world model.
+
+Three forms of an action appear in this package:
+
+* *env space*: what ``env.step`` takes;
+* *policy space*: what the policy's distribution samples and RLlib stores in episodes. It equals env space except for a
+  bounded Box under ``normalize_actions=True``, where [-1, 1] stands for [low, high] and RLlib unsquashes (and clips) on
+  the way to the env. Replay and dreams hold actions in policy space;
+* *model input*: a flat float vector, one-hot for discrete parts. Only `ActionCodec.encode` makes it.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import Tensor
+
+SUPPORTED_ACTIONS = "Discrete, MultiDiscrete or Box with one axis"
+SUPPORTED_OBSERVATIONS = "Box"
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Raises ValueError, in one clear message, unless the world model can handle both spaces."""
+    if not isinstance(observation_space, Box):
+        raise ValueError(
+            f"observation space {observation_space} is not supported: it must be {SUPPORTED_OBSERVATIONS}. Fix: wrap the "
+            "environment, for example with gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete), or add an "
+            "env-to-module connector that writes a Box observation."
+        )
+    if len(observation_space.shape) != 1:
+        raise ValueError(
+            f"observation space of shape {observation_space.shape} is not supported: the default V takes vectors (one "
+            "axis). Fix: flatten the observation, or give your own V (world_model.vae.class) for this shape."
+        )
+    check_action_space(action_space)
+
+
+def check_action_space(action_space: gym.Space) -> None:
+    """Raises ValueError unless dreams can be made with actions of this space."""
+    discrete = isinstance(action_space, Discrete) and action_space.start == 0
+    multi = isinstance(action_space, MultiDiscrete) and action_space.nvec.ndim == 1 and not action_space.start.any()
+    box = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
+    if not (discrete or multi or box):
+        raise ValueError(
+            f"action space {action_space} is not supported: it must be {SUPPORTED_ACTIONS} (discrete parts starting at "
+            "0, Box of floats). Fix: wrap the environment with an ActionWrapper that maps to one of these."
+        )
+
+
+class ActionCodec:
+    """Writes actions of one space for the world model.
+
+    Args:
+        action_space: A Discrete, MultiDiscrete or one-axis Box space.
+        normalized: RLlib's `normalize_actions`: whether policy space is [-1, 1] on bounded Box dimensions.
+
+    Attributes:
+        dim: A, the width of the model input.
+    """
+
+    def __init__(self, action_space: gym.Space, *, normalized: bool):
+        check_action_space(action_space)
+        self.action_space = action_space
+        self._nvec: tuple[int, ...] = ()
+        if isinstance(action_space, Box):
+            self.dim = int(action_space.shape[0])
+            bounded = np.asarray(action_space.bounded_below & action_space.bounded_above)
+            low = np.where(bounded, action_space.low, -1.0).astype(np.float32)
+            high = np.where(bounded, action_space.high, 1.0).astype(np.float32)
+            self._bounded, self._low, self._high, self._normalized = bounded, low, high, normalized
+        else:
+            self._nvec = (int(action_space.n),) if isinstance(action_space, Discrete) else tuple(action_space.nvec)
+            self.dim = int(sum(self._nvec))
+
+    def env_to_policy(self, actions: np.ndarray) -> np.ndarray:
+        """Maps env-space actions [..., A] (random ones, say) into policy space."""
+        if self._nvec or not self._normalized:
+            return actions
+        unit = 2.0 * (actions - self._low) / (self._high - self._low) - 1.0
+        return np.where(self._bounded, unit, actions).astype(np.float32)
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Model input of policy-space actions.
+
+        Box actions are clipped to what the environment can receive: the policy's Gaussian is unbounded, the env's
+        reaction is not.
+
+        Args:
+            actions: Discrete [...] integers; MultiDiscrete [..., N] integers; Box [..., A] floats.
+
+        Returns:
+            [..., A] float32; in [-1, 1] on bounded Box dimensions.
+        """
+        if len(self._nvec) == 1 and isinstance(self.action_space, Discrete):
+            return torch.nn.functional.one_hot(actions.long(), self._nvec[0]).float()
+        if self._nvec:
+            parts = [torch.nn.functional.one_hot(actions[..., i].long(), n) for i, n in enumerate(self._nvec)]
+            return torch.cat(parts, dim=-1).float()
+        low, high = torch.as_tensor(self._low), torch.as_tensor(self._high)
+        bounded = torch.as_tensor(self._bounded, device=actions.device)
+        unit = actions.float()
+        if not self._normalized:
+            unit = 2.0 * (unit - low.to(unit)) / (high - low).to(unit) - 1.0
+            unit = torch.where(bounded, unit, actions.float())
+        return torch.where(bounded, unit.clamp(-1.0, 1.0), unit)

@@ -1,0 +1,70 @@
+"""What the algorithm itself must remember: phase, counters and versions. All of it is in the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+MAX_REMEMBERED_PUBLICATIONS = 1000
+
+
+class Phase(str, Enum):
+    """The three phases, in order."""
+
+    RANDOM = "random"
+    PRETRAIN = "pretrain"
+    MIXED = "mixed"
+
+
+@dataclass
+class TrainingState:
+    """Plain values only.
+
+    Attributes:
+        phase: Which phase the next iteration belongs to.
+        num_env_steps: Real env steps so far, random ones included, evaluation not.
+        world_model_version: Grows by one with each fit.
+        policy_version: Grows by one with each policy update.
+        sequence: Number of the newest record at the parameter server; never goes back.
+        published_at: Iteration in which each recent record was published, by sequence number.
+        pending_updates: Fraction of a world-model gradient step that the next fit owes.
+        num_evaluations: Evaluations so far; each plays episodes of its own.
+        evaluated_at: Real env steps at the last periodic evaluation.
+        server_restarts: How often the parameter server was found empty.
+    """
+
+    phase: Phase = Phase.RANDOM
+    num_env_steps: int = 0
+    world_model_version: int = 0
+    policy_version: int = 0
+    sequence: int = 0
+    published_at: dict[int, int] = field(default_factory=dict)
+    pending_updates: float = 0.0
+    num_evaluations: int = 0
+    evaluated_at: int = 0
+    server_restarts: int = 0
+
+    def note_publication(self, iteration: int) -> None:
+        """Records that `sequence` was published in `iteration`."""
+        self.published_at[self.sequence] = iteration
+        while len(self.published_at) > MAX_REMEMBERED_PUBLICATIONS:
+            del self.published_at[min(self.published_at)]
+
+    def staleness(self, sequence: int) -> int:
+        """Iterations by which a record lags the newest one; records of one iteration are equally fresh."""
+        newest = self.published_at.get(self.sequence, 0)
+        oldest_known = min(self.published_at.values(), default=0)
+        return newest - self.published_at.get(sequence, oldest_known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {**dataclasses.asdict(self), "phase": self.phase.value}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over a checkpoint's values; the sequence number only ever grows (contract 5)."""
+        newest = max(self.sequence, state["sequence"])
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.phase, self.sequence = Phase(state["phase"]), newest

@@ -1,0 +1,51 @@
+"""The world model as a learner-only RLModule: DDP, optimisers and checkpoints come with RLlib's Learner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import SelfSupervisedLossAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor
+
+from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.world_model import SequenceBatch, WorldModel
+from wm_rllib.replay import MASK
+
+WORLD_MODEL_CONFIG = "world_model_config"
+"""Key of the module's `model_config` that holds its `WorldModelConfig`."""
+
+
+LOSS = "loss"
+
+
+class WorldModelRLModule(TorchRLModule, SelfSupervisedLossAPI):
+    """Wraps `WorldModel`; trained on batches of sequences only, never by PPO's loss."""
+
+    def setup(self) -> None:
+        """Builds the networks."""
+        config: WorldModelConfig = self.model_config[WORLD_MODEL_CONFIG]
+        self.world_model = WorldModel(config)
+
+    def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
+        """Losses of V and M on a batch of sequences."""
+        sequences = SequenceBatch(
+            batch[Columns.OBS], batch[Columns.ACTIONS], batch[Columns.REWARDS], batch[Columns.TERMINATEDS], batch[MASK]
+        )
+        vae, mdn = self.world_model.losses(sequences)
+        return {
+            LOSS: vae.total + mdn.total,
+            "vae/reconstruction_loss": vae.reconstruction,
+            "vae/kl_divergence": vae.kl_divergence,
+            "mdn/nll": mdn.nll,
+            "mdn/reward_loss": mdn.reward,
+            "mdn/termination_loss": mdn.termination,
+        }
+
+    def compute_self_supervised_loss(
+        self, *, learner: Any, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor], **_: Any
+    ) -> Tensor:
+        """The sum of V's and M's losses: they touch disjoint parameters, each with an optimiser of its own."""
+        learner.record_fit_losses({name: value.detach() for name, value in fwd_out.items() if name != LOSS})
+        return fwd_out[LOSS]
