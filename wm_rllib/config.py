@@ -75,7 +75,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.num_dreamers = 0
         self.num_cpus_per_dreamer = 1.0
         self.num_gpus_per_dreamer = 0.0
-        self.num_cpus_for_replay = 0.0
+        self.num_cpus_for_replay = 0.25
         self.remote_replay: bool | None = None
         self.imagination_ratio: Ratio = 0.99
         self.imagination_horizon = 50
@@ -116,6 +116,7 @@ class WorldModelPPOConfig(PPOConfig):
             evaluation_duration_unit="episodes",
             evaluation_config={"explore": False, "num_envs_per_env_runner": MAX_LANES},
         )
+        self.resources(num_cpus_for_main_process=0.25)  # with remote learners it waits most of the time
         # 30 s would be paid in every iteration while a node is unreachable.
         self.fault_tolerance(
             restart_failed_env_runners=True,
