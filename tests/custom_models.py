@@ -18,7 +18,9 @@ class CustomMDNRNN(MDNRNN):
 
     def predict(self, next_h: torch.Tensor, z: torch.Tensor, action: torch.Tensor):
         prediction = super().predict(next_h, z, action)
-        return type(prediction)(prediction.next_latent, torch.full_like(prediction.reward, 7.0), prediction.termination_logit)
+        return type(prediction)(
+            prediction.next_latent, torch.full_like(prediction.reward, 7.0), prediction.termination_logit
+        )
 
 
 class NotAVAE(nn.Module):

@@ -1,7 +1,7 @@
 """World models for RLlib: PPO that learns from real and imagined experience at once.
 
-Public names: `WorldModelPPO`, `WorldModelPPOConfig`, and `load_policy` for inference outside of training. Importing this
-package registers "WorldModelPPO" with Ray Tune.
+Public names: `WorldModelPPO`, `WorldModelPPOConfig`, and `load_policy` for inference outside of training. Importing
+this package registers "WorldModelPPO" with Ray Tune.
 """
 
 from ray.tune.registry import register_trainable

@@ -9,7 +9,6 @@ from typing import Any
 import ray
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EVALUATION_RESULTS,
@@ -382,8 +381,9 @@ class WorldModelPPO(PPO):
     def cleanup(self) -> None:
         """Ends all actors."""
         super().cleanup()
-        if getattr(self, "_pool", None):
-            self._pool.stop()
+        pool: DreamerPool | None = getattr(self, "_pool", None)
+        if pool is not None:
+            pool.stop()
         if getattr(self, "_replay", None):
             self._replay.stop()
         if getattr(self, "_server", None) is not None and not self.config.is_single_process:

@@ -58,9 +58,7 @@ def collect(group: EnvRunnerGroup, request: CollectRequest, *, timeout_s: float)
 
 def _collect(runner: WorldModelEnvRunner, request: CollectRequest, share: int) -> Collected:
     seed = None if request.seed is None else stage_seed(request.seed, 0, "env_runner", runner.worker_index)
-    return runner.collect(
-        CollectRequest(share, request.num_shards, request.random_actions, request.fresh_envs, seed)
-    )
+    return runner.collect(CollectRequest(share, request.num_shards, request.random_actions, request.fresh_envs, seed))
 
 
 def combine(parts: list[Collected], num_learners: int, staleness: list[int], max_staleness: int) -> RealExperience:

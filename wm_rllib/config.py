@@ -242,7 +242,9 @@ class WorldModelPPOConfig(PPOConfig):
         """Checks every setting alone (`wm_rllib.settings`) and together; raises ValueError before any actor starts."""
         check_attrs(self)
         if self.is_multi_agent:
-            self._value_error("multi-agent environments are not supported: WorldModelPPO has one policy and one world model.")
+            self._value_error(
+                "multi-agent environments are not supported: WorldModelPPO has one policy and one world model."
+            )
         if self.num_aggregator_actors_per_learner:
             self._value_error("num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE.")
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
@@ -250,7 +252,8 @@ class WorldModelPPOConfig(PPOConfig):
         self._choose_device()
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
         # is never larger than its merged batch (algorithm.py).
-        minibatch_size, self.minibatch_size = self.minibatch_size, None
+        minibatch_size: int | None = self.minibatch_size
+        self.minibatch_size = None
         try:
             super().validate()
         finally:
@@ -258,9 +261,11 @@ class WorldModelPPOConfig(PPOConfig):
 
     def _choose_device(self) -> None:
         """`device` in RLlib's terms: the learner's GPU. "auto" looks at this process, so it only decides for a local one."""
-        wants = self.device == "cuda" or (self.device == "auto" and self.num_learners == 0 and torch.cuda.is_available())
+        wants = self.device == "cuda" or (
+            self.device == "auto" and self.num_learners == 0 and torch.cuda.is_available()
+        )
         if wants and not self.num_gpus_per_learner:
-            self.num_gpus_per_learner = 1
+            self.learners(num_gpus_per_learner=1)
 
     @property
     def num_dreamers_to_place(self) -> int:
@@ -288,7 +293,9 @@ class WorldModelPPOConfig(PPOConfig):
     def world_model_config(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> WorldModelConfig:
         """The models' own settings, for these spaces (in env space)."""
         check_action_space(action_space)
-        vae = VAEConfig(tuple(observation_space.shape), self.latent_dim, tuple(self.vae_hidden_dims), float(self.beta))
+        vae = VAEConfig(
+            tuple(observation_space.shape or ()), self.latent_dim, tuple(self.vae_hidden_dims), float(self.beta)
+        )
         mdn_rnn = MDNRNNConfig(
             latent_dim=self.latent_dim,
             action_dim=ActionCodec(action_space, normalized=self.normalize_actions).dim,

@@ -104,7 +104,9 @@ class FeatureConnector(ConnectorV2):
             self._write(episode, fresh[index])
         return fresh
 
-    def take_raw(self, episodes: list[SingleAgentEpisode], ongoing: list[SingleAgentEpisode]) -> list[SingleAgentEpisode]:
+    def take_raw(
+        self, episodes: list[SingleAgentEpisode], ongoing: list[SingleAgentEpisode]
+    ) -> list[SingleAgentEpisode]:
         """The raw experience behind sampled chunks, for the replay; forgets what no ongoing episode needs.
 
         Args:

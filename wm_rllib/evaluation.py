@@ -10,6 +10,8 @@ import numpy as np
 
 from wm_rllib.policy import WorldModelPolicy
 
+VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
+
 MAX_LANES = 20
 
 
@@ -31,7 +33,7 @@ class EvaluationResult:
         return float(np.std(self.returns))
 
 
-def evaluate_in(env: gym.vector.VectorEnv, policy: WorldModelPolicy, num_episodes: int, seed: int | None) -> EvaluationResult:
+def evaluate_in(env: VectorEnv, policy: WorldModelPolicy, num_episodes: int, seed: int | None) -> EvaluationResult:
     """Plays `num_episodes` greedy episodes in the lanes of `env`.
 
     All lanes are reset together and each plays one episode a round; what a lane does after its episode is ignored.
@@ -53,7 +55,7 @@ def evaluate_in(env: gym.vector.VectorEnv, policy: WorldModelPolicy, num_episode
     return EvaluationResult(returns[:num_episodes], lengths[:num_episodes])
 
 
-def _play_round(env: gym.vector.VectorEnv, policy: WorldModelPolicy, seed: int | None) -> tuple[list[float], list[int]]:
+def _play_round(env: VectorEnv, policy: WorldModelPolicy, seed: int | None) -> tuple[list[float], list[int]]:
     observations, _ = env.reset(seed=seed)
     state = policy.initial_state(env.num_envs)
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
@@ -67,7 +69,7 @@ def _play_round(env: gym.vector.VectorEnv, policy: WorldModelPolicy, seed: int |
     return returns.tolist(), lengths.tolist()
 
 
-def make_vector_env(env: str | Any, num_envs: int, env_config: dict[str, Any] | None = None) -> gym.vector.VectorEnv:
+def make_vector_env(env: str | Any, num_envs: int, env_config: dict[str, Any] | None = None) -> VectorEnv:
     """A synchronous vector of a Gymnasium id, or of a class or function that takes the env config."""
     if isinstance(env, str):
         return gym.make_vec(env, num_envs=num_envs, vectorization_mode="sync", **(env_config or {}))
@@ -75,7 +77,11 @@ def make_vector_env(env: str | Any, num_envs: int, env_config: dict[str, Any] | 
 
 
 def evaluate_policy(
-    policy: WorldModelPolicy, env: str | Any, num_episodes: int, seed: int | None, env_config: dict[str, Any] | None = None
+    policy: WorldModelPolicy,
+    env: str | Any,
+    num_episodes: int,
+    seed: int | None,
+    env_config: dict[str, Any] | None = None,
 ) -> EvaluationResult:
     """Evaluates an agent in an environment made for the purpose; see `evaluate_in`."""
     vector_env = make_vector_env(env, min(num_episodes, MAX_LANES), env_config)

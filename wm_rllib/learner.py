@@ -142,7 +142,9 @@ class WorldModelPPOLearner(PPOTorchLearner):
         """The sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
         num_rows = sum(len(source[Columns.OBS]) for source in sources)
         order = torch.randperm(num_rows, device=self._device)
-        merged = {name: torch.cat([source[name].to(sources[0][name].dtype) for source in sources])[order] for name in COLUMNS}
+        merged = {
+            name: torch.cat([source[name].to(sources[0][name].dtype) for source in sources])[order] for name in COLUMNS
+        }
         return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(merged)}, env_steps=num_rows)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
@@ -180,7 +182,9 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 lr_or_lr_schedule=lr,
             )
 
-    def postprocess_gradients_for_module(self, *, module_id: str, config: Any = None, module_gradients_dict: Any) -> Any:
+    def postprocess_gradients_for_module(
+        self, *, module_id: str, config: Any = None, module_gradients_dict: Any
+    ) -> Any:
         """Clips V's and M's gradients each by their global norm; C's as RLlib does."""
         if module_id != WORLD_MODEL_MODULE_ID:
             return super().postprocess_gradients_for_module(

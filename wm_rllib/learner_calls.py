@@ -62,7 +62,12 @@ def _call_first(learner: WorldModelPPOLearner, method: str) -> Any:
 
 
 def fit_world_model(
-    group: LearnerGroup, batch_refs: list[ray.ObjectRef], *, batch_size: int, timesteps: dict[str, int], seed: int | None
+    group: LearnerGroup,
+    batch_refs: list[ray.ObjectRef],
+    *,
+    batch_size: int,
+    timesteps: dict[str, int],
+    seed: int | None,
 ) -> list[Any]:
     """Fits V and M: one call, a gradient step for every `batch_size` sequences of each learner's batch."""
     results = group.update(

@@ -63,7 +63,7 @@ class SequenceReplay(EpisodeReplayBuffer):
         windows = [self._window_around_random_step(length) for _ in range(num_sequences - num_ends)]
         for index in self.rng.integers(len(ended) or 1, size=num_ends):
             windows.append((ended[index], max(0, len(ended[index]) - length), len(ended[index])))
-        self.rng.shuffle(windows)  # type: ignore[arg-type]
+        self.rng.shuffle(windows)
         return self._gather(windows, length, align_end=False)
 
     def sample_starts(self, num_starts: int, burn_in: int) -> Arrays:

@@ -11,6 +11,8 @@ Three forms of an action appear in this package:
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -21,12 +23,12 @@ SUPPORTED_ACTIONS = "Discrete, MultiDiscrete or Box with one axis"
 SUPPORTED_OBSERVATIONS = "Box"
 
 
-def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
     """Raises ValueError, in one clear message, unless the world model can handle both spaces."""
     if not isinstance(observation_space, Box):
         raise ValueError(
-            f"observation space {observation_space} is not supported: it must be {SUPPORTED_OBSERVATIONS}. Fix: wrap the "
-            "environment, for example with gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete), or add an "
+            f"observation space {observation_space} is not supported: it must be {SUPPORTED_OBSERVATIONS}. Fix: wrap "
+            "the environment, for example with gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete), or add an "
             "env-to-module connector that writes a Box observation."
         )
     if len(observation_space.shape) != 1:
@@ -37,11 +39,15 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     check_action_space(action_space)
 
 
-def check_action_space(action_space: gym.Space) -> None:
+def check_action_space(action_space: gym.Space[Any]) -> None:
     """Raises ValueError unless dreams can be made with actions of this space."""
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     multi = isinstance(action_space, MultiDiscrete) and action_space.nvec.ndim == 1 and not action_space.start.any()
-    box = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
+    box = (
+        isinstance(action_space, Box)
+        and len(action_space.shape) == 1
+        and np.issubdtype(action_space.dtype, np.floating)
+    )
     if not (discrete or multi or box):
         raise ValueError(
             f"action space {action_space} is not supported: it must be {SUPPORTED_ACTIONS} (discrete parts starting at "
@@ -60,7 +66,7 @@ class ActionCodec:
         dim: A, the width of the model input.
     """
 
-    def __init__(self, action_space: gym.Space, *, normalized: bool):
+    def __init__(self, action_space: gym.Space[Any], *, normalized: bool):
         check_action_space(action_space)
         self.action_space = action_space
         self._nvec: tuple[int, ...] = ()
@@ -71,7 +77,8 @@ class ActionCodec:
             high = np.where(bounded, action_space.high, 1.0).astype(np.float32)
             self._bounded, self._low, self._high, self._normalized = bounded, low, high, normalized
         else:
-            self._nvec = (int(action_space.n),) if isinstance(action_space, Discrete) else tuple(action_space.nvec)
+            sizes = [action_space.n] if isinstance(action_space, Discrete) else action_space.nvec  # type: ignore[attr-defined]
+            self._nvec = tuple(int(size) for size in sizes)
             self.dim = int(sum(self._nvec))
 
     def env_to_policy(self, actions: np.ndarray) -> np.ndarray:

@@ -74,4 +74,4 @@ def dream(
             )
         features = world_model.features(z, state[0])
     columns = [torch.stack(column, dim=1) for column in zip(*rows, strict=True)]
-    return Dream(*columns, bootstrap_features=features)
+    return Dream(*columns, features)

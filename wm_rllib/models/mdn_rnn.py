@@ -71,8 +71,9 @@ class MDNRNN(nn.Module):
 
     def step(self, z: Tensor, action: Tensor, state: State) -> State:
         """h_{t+1} of z_t [B, Z], a_t [B, A] (model input) and h_t."""
-        weights = (self.lstm.weight_ih_l0, self.lstm.weight_hh_l0, self.lstm.bias_ih_l0, self.lstm.bias_hh_l0)
-        h, c = torch.lstm_cell(torch.cat([z, action], -1), state, *weights)
+        lstm = self.lstm
+        inputs = torch.cat([z, action], -1)
+        h, c = torch.lstm_cell(inputs, state, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0)  # type: ignore[arg-type]
         return h, c
 
     def unroll(self, z: Tensor, action: Tensor, state: State | None = None) -> tuple[Tensor, State]:

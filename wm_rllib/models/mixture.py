@@ -44,7 +44,9 @@ def mixture_nll(params: MixtureParams, target: Tensor) -> Tensor:
     return -torch.logsumexp(params.log_pi + log_prob, dim=-2).sum(-1)
 
 
-def draw_noise(shape: tuple[int, ...], num_mixtures: int, latent_dim: int, joint: bool, device: torch.device) -> MixtureNoise:
+def draw_noise(
+    shape: tuple[int, ...], num_mixtures: int, latent_dim: int, joint: bool, device: torch.device
+) -> MixtureNoise:
     """Noise for draws of batch shape `shape`, from torch's global generator."""
     choice = (*shape, num_mixtures) if joint else (*shape, num_mixtures, latent_dim)
     # Gumbel noise from exponentials: -log(Exp(1)) is standard Gumbel, and never log(0).

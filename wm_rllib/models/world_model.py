@@ -55,7 +55,7 @@ class WorldModel(nn.Module):
         return self.mdn_rnn.step(z, self.codec.encode(actions), state)
 
     def burn_in(self, observations: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, State]:
-        """z and the state at the last observation of each row, from its real past.
+        """Z and the state at the last observation of each row, from its real past.
 
         Args:
             observations: [B, L + 1, *O], aligned at the end: the last one is where the dream starts.
