@@ -252,7 +252,7 @@ class WorldModelPPOConfig(PPOConfig):
         self._choose_device()
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
         # is never larger than its merged batch (algorithm.py).
-        minibatch_size: int | None = self.minibatch_size
+        minibatch_size: int | None = getattr(self, "minibatch_size")  # noqa: B009  (mypy cannot see RLlib's attribute)
         self.minibatch_size = None
         try:
             super().validate()
@@ -260,7 +260,7 @@ class WorldModelPPOConfig(PPOConfig):
             self.minibatch_size = minibatch_size
 
     def _choose_device(self) -> None:
-        """`device` in RLlib's terms: the learner's GPU. "auto" looks at this process, so it only decides for a local one."""
+        """`device` in RLlib's terms: the learner's GPU. "auto" can only see the GPU of this process."""
         wants = self.device == "cuda" or (
             self.device == "auto" and self.num_learners == 0 and torch.cuda.is_available()
         )
@@ -284,7 +284,7 @@ class WorldModelPPOConfig(PPOConfig):
             return self.remote_replay
         return bool(self.num_env_runners or self.num_dreamers_to_place or self.num_learners)
 
-    # --- what RLlib builds from this config ----------------------------------------------------------------------------
+    # --- what RLlib builds from this config --------------------------------------------------------------------------
 
     def get_default_learner_class(self) -> type:
         """RLlib's hook."""

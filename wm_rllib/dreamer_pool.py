@@ -1,4 +1,4 @@
-"""The driver's side of the dreamers: orders, redistribution after losses, and errors that must not repeat in silence."""
+"""The driver's side of the dreamers: orders, redistribution after losses, and errors that must not go unseen."""
 
 from __future__ import annotations
 

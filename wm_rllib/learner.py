@@ -231,7 +231,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         super().set_state(state)
         for module_id, value in state.get(KL_COEFFS, {}).items():
             self.curr_kl_coeffs_per_module[module_id].data.fill_(value)
-        for name, optimizer in self._named_optimizers.items():
+        for optimizer in self._named_optimizers.values():
             scheduler = self._optimizer_lr_schedules.get(optimizer)
             if scheduler is not None:
                 self._set_optimizer_lr(optimizer, lr=scheduler.get_current_value())

@@ -1,7 +1,7 @@
 """Calls on RLlib's LearnerGroup that check their answers.
 
-A remote learner that raised once is out of service for good, and `update` then returns an empty list in no time: training
-would go on without learning (notes in docs/architecture.md). So every answer is counted.
+A remote learner that raised once is out of service for good, and `update` then returns an empty list in no time:
+training would go on without learning. So every answer is counted.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def check_results(group: LearnerGroup, results: list[Any]) -> list[Any]:
     expected = max(1, group.config.num_learners)
     if len(results) != expected:
         raise LearnerError(
-            f"{expected - len(results)} of {expected} learners are out of service after an earlier error. Resume the run "
-            "from its last checkpoint (train --resume auto, or Tune's FailureConfig(max_failures=...))."
+            f"{expected - len(results)} of {expected} learners are out of service after an earlier error. Resume the "
+            "run from its last checkpoint (train --resume auto, or Tune's FailureConfig(max_failures=...))."
         )
     return results
 

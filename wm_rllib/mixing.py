@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 Ratio = float | Sequence[Sequence[float]]
 
@@ -48,7 +49,7 @@ def ratio_at(ratio: Ratio, timestep: int) -> float:
     """
     if isinstance(ratio, (int, float)):
         return float(ratio)
-    for (start, low), (end, high) in zip(ratio[:-1], ratio[1:], strict=True):
+    for (start, low), (end, high) in pairwise(ratio):
         if timestep < end:
             return low + (high - low) * max(0.0, (timestep - start) / (end - start))
     return float(ratio[-1][1])

@@ -58,8 +58,8 @@ def check_cluster(request: PlacementGroupFactory, patience_s: float = PATIENCE_S
     while missing := _missing(needed):
         if time.monotonic() > deadline:
             raise ClusterTooSmallError(
-                f"the cluster cannot meet the request: {', '.join(missing)}. Use fewer env runners, dreamers or learners, "
-                "ask for fractions (env_runners.num_cpus_per_env_runner, dreamers.num_cpus_per_dreamer, "
+                f"the cluster cannot meet the request: {', '.join(missing)}. Use fewer env runners, dreamers or "
+                "learners, ask for fractions (env_runners.num_cpus_per_env_runner, dreamers.num_cpus_per_dreamer, "
                 "ppo.num_cpus_per_learner), or add nodes."
             )
         time.sleep(1.0)

@@ -84,7 +84,8 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
     for name in (DEFAULT_MODULE_ID, WORLD_MODEL_MODULE_ID):
         if not (modules / name).is_dir():
             raise FileNotFoundError(
-                f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder {(modules / name).relative_to(checkpoint)}. "
+                f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder "
+                f"{(modules / name).relative_to(checkpoint)}. "
                 "Name a folder written by `train` (runs/.../checkpoints/best), by Tune or by save_to_path."
             )
     module = RLModule.from_checkpoint((modules / DEFAULT_MODULE_ID).absolute())

@@ -28,8 +28,8 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
     if not isinstance(observation_space, Box):
         raise ValueError(
             f"observation space {observation_space} is not supported: it must be {SUPPORTED_OBSERVATIONS}. Fix: wrap "
-            "the environment, for example with gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete), or add an "
-            "env-to-module connector that writes a Box observation."
+            "the environment, for example with gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete), or add "
+            "an env-to-module connector that writes a Box observation."
         )
     if len(observation_space.shape) != 1:
         raise ValueError(

@@ -73,5 +73,7 @@ def dream(
                 torch.where(terminated[:, None], start_state[1][restart[t]], state[1]),
             )
         features = world_model.features(z, state[0])
-    columns = [torch.stack(column, dim=1) for column in zip(*rows, strict=True)]
-    return Dream(*columns, features)
+    features_, actions_, logp_, dist_inputs_, rewards_, terminateds_ = (
+        torch.stack(column, dim=1) for column in zip(*rows, strict=True)
+    )
+    return Dream(features_, actions_, logp_, dist_inputs_, rewards_, terminateds_, features)

@@ -77,7 +77,7 @@ class MDNRNN(nn.Module):
         return h, c
 
     def unroll(self, z: Tensor, action: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """All of h_1 .. h_T, [B, T, D], and the last state, from z_0 .. z_{T-1} [B, T, Z] and a_0 .. a_{T-1} [B, T, A]."""
+        """All of h_1 .. h_T [B, T, D], and the last state, of z_0 .. z_{T-1} [B, T, Z] and a_0 .. a_{T-1} [B, T, A]."""
         if state is None:
             state = self.initial_state(z.shape[0])
         output, (h, c) = self.lstm(torch.cat([z, action], -1), (state[0].unsqueeze(0), state[1].unsqueeze(0)))

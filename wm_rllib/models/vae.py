@@ -56,7 +56,7 @@ class VariationalAutoencoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
-        # Fixed after the random phase: a running filter would shift V's input under M, which was trained on its latents.
+        # Fixed after the random phase: a running filter would shift V's input under M, trained on its latents.
         self.register_buffer("obs_mean", torch.zeros(config.observation_shape))
         self.register_buffer("obs_scale", torch.ones(config.observation_shape))
         self.encoder = self.make_encoder()
