@@ -15,7 +15,6 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
-from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.tune import PlacementGroupFactory
 
 from wm_rllib import placement
@@ -26,6 +25,7 @@ from wm_rllib.dreamer import Dreamed, DreamerSpec
 from wm_rllib.dreamer_pool import DreamerPool, DreamHarvest, DreamOrder
 from wm_rllib.env_runner import CollectRequest, WorldModelEnvRunner
 from wm_rllib.evaluation import EvaluationResult
+from wm_rllib.evaluation_runners import evaluate_on
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import fit_world_model, on_learners, update_policy
 from wm_rllib.logs import set_log_level
@@ -350,7 +350,10 @@ class WorldModelPPO(PPO):
         """
         seed = self._seed(f"evaluation/{self._state.num_evaluations}")
         self._state.num_evaluations += 1
-        return evaluate_on(self, num_episodes or self.config.evaluation_duration, seed)
+        group = self.eval_env_runner_group or self.env_runner_group
+        episodes = num_episodes or self.config.evaluation_duration
+        timeout_s = self.config.evaluation_sample_timeout_s
+        return evaluate_on(group, self._publisher.record, episodes, seed, timeout_s)
 
     # --- checkpoint --------------------------------------------------------------------------------------------------
 
@@ -392,51 +395,3 @@ class WorldModelPPO(PPO):
 
 def _connect_runner(runner: WorldModelEnvRunner, server: Any) -> None:
     runner.connect(server)
-
-
-def evaluate_on(algorithm: WorldModelPPO, num_episodes: int, seed: int | None) -> EvaluationResult:
-    """Shares `num_episodes` among the evaluation env runners, all with the newest record."""
-    group = algorithm.eval_env_runner_group or algorithm.env_runner_group
-    record = algorithm._publisher.record
-    if group.num_remote_env_runners() == 0:
-        return group.local_env_runner.evaluate(record, num_episodes, seed)
-    workers = group.healthy_worker_ids()
-    shares = dict(zip(workers, split_evenly(num_episodes, len(workers) or 1), strict=False))
-    results = group.foreach_env_runner(
-        functools.partial(_evaluate_runner, record=record, shares=shares, seed=seed),
-        remote_worker_ids=workers,
-        local_env_runner=False,
-        timeout_seconds=algorithm.config.evaluation_sample_timeout_s,
-    )
-    parts = [result for result in results if result is not None]
-    if not parts:
-        raise RuntimeError("no evaluation env runner answered")
-    return EvaluationResult([r for part in parts for r in part.returns], [n for part in parts for n in part.lengths])
-
-
-def _evaluate_runner(
-    runner: WorldModelEnvRunner, record: dict[str, Any], shares: dict[int, int], seed: int | None
-) -> EvaluationResult | None:
-    share = shares.get(runner.worker_index, 0)
-    own_seed = None if seed is None else stage_seed(seed, 0, "env_runner", runner.worker_index)
-    return runner.evaluate(record, share, own_seed) if share else None
-
-
-def evaluate_greedily(algorithm: WorldModelPPO, _: Any) -> tuple[dict[str, Any], int, int]:
-    """RLlib's `custom_evaluation_function`: results, env steps, agent steps."""
-    result = algorithm.evaluate_return()
-    figures = {
-        "episode_return_mean": result.mean,
-        "episode_return_std": result.std,
-        "episode_return_min": min(result.returns),
-        "episode_return_max": max(result.returns),
-        "episodes": len(result.returns),
-    }
-    steps = sum(result.lengths)
-    algorithm._report.evaluation = figures
-    # RLlib reads an evaluation's results from its metrics, merged ones only, not from what this function returns.
-    runner_metrics = MetricsLogger(root=False)
-    for name, value in figures.items():
-        runner_metrics.log_value(name, value, window=1)
-    algorithm.metrics.aggregate([runner_metrics.reduce()], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
-    return {ENV_RUNNER_RESULTS: dict(figures)}, steps, steps

@@ -17,6 +17,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from wm_rllib.connectors import FeatureConnector
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.evaluation import MAX_LANES
+from wm_rllib.evaluation_runners import evaluate_greedily
 from wm_rllib.learner import WorldModelPPOLearner
 from wm_rllib.mixing import Ratio, may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
@@ -37,13 +38,12 @@ class WorldModelPPOConfig(PPOConfig):
     """
 
     def __init__(self, algo_class: type | None = None):
-        from wm_rllib.algorithm import WorldModelPPO, evaluate_greedily  # the algorithm imports this module
+        from wm_rllib.algorithm import WorldModelPPO  # the algorithm imports this module
 
         self._set_world_model_defaults()
         self._set_dreamer_defaults()
         super().__init__(algo_class=algo_class or WorldModelPPO)
         self._set_rllib_defaults()
-        self.evaluation(custom_evaluation_function=evaluate_greedily)
 
     def _set_world_model_defaults(self) -> None:
         self.controller_inputs = "zh"
@@ -114,6 +114,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.evaluation(
             evaluation_duration=20,
             evaluation_duration_unit="episodes",
+            custom_evaluation_function=evaluate_greedily,
             evaluation_config={"explore": False, "num_envs_per_env_runner": MAX_LANES},
         )
         self.resources(num_cpus_for_main_process=0.25)  # with remote learners it waits most of the time

@@ -24,7 +24,8 @@ class ClusterTooSmallError(RuntimeError):
 def add_own_bundles(request: PlacementGroupFactory, config: Any) -> PlacementGroupFactory:
     """RLlib's bundles, with the replay's CPUs in the main process's bundle and one bundle a dreamer at the end.
 
-    At the end, because RLlib gives its own actors bundles by index. The parameter server asks for no CPU.
+    At the end, because RLlib gives its own actors bundles by index. The parameter server asks for no CPU. The first
+    bundle is never empty (num_cpus_for_main_process is above 0): Ray would drop it and shift all indices.
     """
     bundles = [dict(bundle) for bundle in request.bundles]
     if config.replay_is_remote:
@@ -56,7 +57,7 @@ def check_cluster(request: PlacementGroupFactory, patience_s: float = PATIENCE_S
             needed[name] = needed.get(name, 0.0) + amount
     deadline = time.monotonic() + patience_s
     while missing := _missing(needed):
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             raise ClusterTooSmallError(
                 f"the cluster cannot meet the request: {', '.join(missing)}. Use fewer env runners, dreamers or "
                 "learners, ask for fractions (env_runners.num_cpus_per_env_runner, dreamers.num_cpus_per_dreamer, "

@@ -137,7 +137,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("num_learners", "num_learners", whole(0), "Remote learners; 0 learns in the driver."),
         ("num_cpus_per_learner", "num_cpus_per_learner", number_or_word(0, "auto"), "CPUs of each learner."),
         ("num_gpus_per_learner", "num_gpus_per_learner", number(0), "GPUs of each learner."),
-        ("num_cpus_for_main_process", "num_cpus_for_main_process", number(0), "CPUs of the algorithm's own process."),
+        (
+            "num_cpus_for_main_process",
+            "num_cpus_for_main_process",
+            number(above=0),
+            "CPUs of the main process.",
+        ),
         ("train_batch_size_per_learner", "train_batch_size_per_learner", whole(1), "Real steps of an iteration."),
         ("minibatch_size", "minibatch_size", whole(1, optional=True), "Rows of a PPO gradient step."),
         ("num_epochs", "num_epochs", whole(1), "Passes over each PPO batch."),

@@ -5,16 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
-
-# A cluster that scales by itself gets this long to show the resources.
-_CLUSTER_WAIT_S = 45.0
 
 
 @contextmanager
@@ -78,39 +73,3 @@ def _processes_in_another_group() -> Iterator[None]:
                 os.setpgid(0, 0)
         holder.kill()
         holder.wait()
-
-
-def check_resources(request: Any, *, local: bool) -> None:
-    """Check that Ray has what the run's workers ask for.
-
-    Args:
-        request: The placement group factory of `default_resource_request`. Its head bundle is the driver's own,
-            which takes nothing outside of Ray Tune.
-        local: Whether Ray is local, so that no more can come.
-
-    Raises:
-        CommandError: Saying what is missing. Ray itself would wait for it without end.
-    """
-    import ray
-
-    bundles = request.bundles if request.head_bundle_is_empty else request.bundles[1:]
-    wanted: Counter[str] = Counter()
-    for bundle in bundles:
-        wanted.update(bundle)
-    deadline = time.monotonic() + (0.0 if local else _CLUSTER_WAIT_S)
-    while missing := _missing(wanted, ray.cluster_resources()):
-        if time.monotonic() >= deadline:
-            raise CommandError(
-                f"not enough resources: {', '.join(missing)}. Fix: ask for fewer or smaller workers "
-                "(env_runners.num_env_runners, dreamers.num_dreamers, ppo.num_learners, their num_cpus_per_... and "
-                "num_gpus_per_...), or use a larger cluster."
-            )
-        time.sleep(1.0)
-
-
-def _missing(wanted: Mapping[str, float], there: Mapping[str, float]) -> list[str]:
-    return [
-        f"{amount:g} {name} wanted, {there.get(name, 0):g} there"
-        for name, amount in sorted(wanted.items())
-        if amount > there.get(name, 0) + 1e-6
-    ]

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from wm_rllib.cli.console import Console, format_duration
+from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.loop import End, Outcome, TrainableAlgorithm, TrainingLoop
 from wm_rllib.cli.memory import MemoryMonitor, MemoryPeak
 from wm_rllib.cli.plan import RunPlan, plan_run
-from wm_rllib.cli.ray_session import check_resources, ray_session
+from wm_rllib.cli.ray_session import ray_session
 from wm_rllib.cli.run_folder import LAST, RunFolder
 from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.writers import RowWriter
@@ -82,8 +83,13 @@ def _announce(plan: RunPlan, console: Console) -> None:
 def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
     """Return the algorithm of a plan, with the checkpoint's state if there is one."""
     from wm_rllib.algorithm import WorldModelPPO
+    from wm_rllib.placement import PATIENCE_S, ClusterTooSmallError, check_cluster
 
-    check_resources(WorldModelPPO.default_resource_request(plan.config), local=local)
+    request = WorldModelPPO.default_resource_request(plan.config)
+    try:
+        check_cluster(request, patience_s=0.0 if local else PATIENCE_S)  # a local Ray cannot grow
+    except ClusterTooSmallError as error:
+        raise CommandError(str(error)) from None
     algorithm = plan.config.copy(copy_frozen=False).build_algo()
     # Ray makes a folder in ~/ray_results for every algorithm; ours stays empty, the run folder has everything.
     with suppress(OSError):

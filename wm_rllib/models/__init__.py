@@ -16,7 +16,8 @@ Time, once for all (tests/test_timeline.py holds the code to it)::
                a_1 ~ C([z_1, h_1])   ...
 
 r_t and done_t belong to the transition (o_t, a_t) -> o_{t+1}; h_t summarises (z_0, a_0) .. (z_{t-1}, a_{t-1}) and
-knows neither z_t nor a_t. A sequence of T transitions has T + 1 observations; the last one is only ever bootstrapped from.
+knows neither z_t nor a_t. A sequence of T transitions has T + 1 observations; the last one is only ever bootstrapped
+from.
 """
 
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig
