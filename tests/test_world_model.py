@@ -558,7 +558,8 @@ class TestWorldModelPPOTrainer:
     def test_pretraining_fits_the_world_model_and_leaves_the_controller(self, run: Any):
         _, _, weights = run
         (world_before, policy_before), (world_after, policy_after) = weights[1], weights[2]
-        assert moved(world_before, world_after) == set(world_before)
+        constant = {"mdn_rnn.reward_scale"}  # CartPole's rewards are all 1
+        assert moved(world_before, world_after) == set(world_before) - constant
         assert not moved(policy_before, policy_after)
 
     def test_world_model_still_learns_in_the_mixed_phase(self, run: Any):

@@ -73,6 +73,7 @@ class ParameterClient:
         self.sequence = -1
         self.world_model_version = -1
         self.policy_version = -1
+        self._refs: tuple[Any, Any] = (None, None)
 
     def pull(self) -> WeightUpdate | None:
         """Fetches what is newer than the last pull; None when nothing is, or when the server cannot be reached.
@@ -91,13 +92,17 @@ class ParameterClient:
     def take(self, record: dict[str, Any]) -> WeightUpdate:
         """Fetches what a record holds that is not held already, and adopts its versions.
 
+        References are compared, not versions: a checkpoint restored in place may carry the versions that are held here.
+
         Raises:
             ray.exceptions.RayError: The weights are gone with the process that put them.
         """
+        world_model_ref, policy_ref = self._refs
         update = WeightUpdate(
-            ray.get(record[WORLD_MODEL_REF]) if record[WORLD_MODEL_VERSION] != self.world_model_version else None,
-            ray.get(record[POLICY_REF]) if record[POLICY_VERSION] != self.policy_version else None,
+            ray.get(record[WORLD_MODEL_REF]) if record[WORLD_MODEL_REF] != world_model_ref else None,
+            ray.get(record[POLICY_REF]) if record[POLICY_REF] != policy_ref else None,
         )
+        self._refs = record[WORLD_MODEL_REF], record[POLICY_REF]
         self.sequence = record[WEIGHTS_SEQ_NO]
         self.world_model_version = record[WORLD_MODEL_VERSION]
         self.policy_version = record[POLICY_VERSION]

@@ -41,11 +41,13 @@ class SequenceReplay(EpisodeReplayBuffer):
         """
         observations = np.concatenate([np.asarray(episode.get_observations()) for episode in self.episodes])
         rewards = np.concatenate([np.asarray(episode.get_rewards()) for episode in self.episodes])
-        obs_scale, reward_scale = 2.0 * observations.std(0), rewards.std()
+        # In float64: sums in float32 give a constant dimension a spread of their rounding, far above the threshold.
+        obs_mean, obs_scale = observations.mean(0, dtype=np.float64), 2.0 * observations.std(0, dtype=np.float64)
+        reward_mean, reward_scale = rewards.mean(dtype=np.float64), rewards.std(dtype=np.float64)
         return {
-            "obs_mean": observations.mean(0).astype(np.float32),
+            "obs_mean": obs_mean.astype(np.float32),
             "obs_scale": np.where(obs_scale > 1e-6, obs_scale, 1.0).astype(np.float32),
-            "reward_mean": np.float32(rewards.mean()),
+            "reward_mean": np.float32(reward_mean),
             "reward_scale": np.float32(reward_scale if reward_scale > 1e-6 else 1.0),
         }
 

@@ -68,3 +68,4 @@ class TrainingState:
         for name, value in state.items():
             setattr(self, name, value)
         self.phase, self.sequence = Phase(state["phase"]), newest
+        self.published_at = dict(self.published_at)  # grows from here on, and the checkpoint's must not

@@ -1,0 +1,56 @@
+"""What tests of a remote algorithm need: its actors' processes, and ways to end them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from wm_rllib import WorldModelPPO
+
+
+def pid_of(actor: Any) -> int:
+    """The process of an actor; waits while it restarts."""
+    return ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+
+
+def dreamers(algorithm: WorldModelPPO) -> dict[int, Any]:
+    return dict(algorithm._pool._manager.actors())
+
+
+def env_runners(algorithm: WorldModelPPO) -> dict[int, Any]:
+    return dict(algorithm.env_runner_group._worker_manager.actors())
+
+
+def learners(algorithm: WorldModelPPO) -> dict[int, Any]:
+    return dict(algorithm.learner_group._worker_manager.actors())
+
+
+def end(pid: int) -> None:
+    """What the kernel does to a process that takes too much memory: it cannot clean up."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def train_until(algorithm: WorldModelPPO, done: Callable[[dict], bool], timeout_s: float = 60.0) -> list[dict]:
+    """Trains until a result satisfies `done`; returns all results on the way."""
+    deadline, results = time.monotonic() + timeout_s, []
+    while True:
+        results.append(algorithm.train())
+        if done(results[-1]):
+            return results
+        assert time.monotonic() < deadline, f"not within {timeout_s} s; the last result was {results[-1]}"
+
+
+def assert_exact(result: dict, ratio: float, rounds: int, steps_before: int) -> int:
+    """Checks every round of a mixed iteration against the ratio; returns the real steps after it."""
+    steps = result["num_env_steps_sampled_lifetime"]
+    real = steps - steps_before
+    expected = [[real, round(real * ratio / (1 - ratio))]] * rounds
+    realised = result["imagination"]["rows_by_round"]
+    assert realised == expected, f"real and imagined rows are {realised}, not {expected}: {result['imagination']}"
+    assert result["imagination"]["updates_skipped"] == 0
+    return steps

@@ -1,0 +1,98 @@
+"""Greedy evaluation counts every episode it starts, once, however long it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from wm_rllib.evaluation import MAX_LANES, evaluate_in, evaluate_policy, make_vector_env
+
+LENGTHS = (1, 2, 40)
+
+
+class Uneven(gym.Env[np.ndarray, int]):
+    """Its seed chooses the length; each step's reward is the length, so that long episodes are good ones."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Discrete(5)
+    started = 0
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        self.truncates = bool(config and config.get("truncates"))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.length = int(self.np_random.choice(LENGTHS))
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert action == self.t % 5, "an action of another lane or time"
+        self.t += 1
+        done = self.t == self.length
+        return self._observation(), float(self.length), done and not self.truncates, done and self.truncates, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.length, self.t], np.float32)
+
+
+class ByTheClock:
+    """Acts by how many observations each lane has seen, so that a memory not reset shows."""
+
+    def initial_state(self, lanes: int) -> np.ndarray:
+        return np.zeros(lanes, int)
+
+    def act(self, observations: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # A lane whose episode is over goes on in the next one; what happens there must not count.
+        return np.where(observations[:, 1] == 0, 0, state) % 5, np.where(observations[:, 1] == 0, 0, state) + 1
+
+
+def length_of(seed: int) -> int:
+    """The episode's length by Gymnasium's own seeding."""
+    env = Uneven()
+    env.reset(seed=seed)
+    return env.length
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+@pytest.mark.parametrize(("num_episodes", "lanes"), [(1, 1), (7, 7), (10, 4), (3, 8), (25, 1)])
+def test_each_started_episode_is_counted_once(num_episodes: int, lanes: int, truncates: bool):
+    env = make_vector_env(Uneven, lanes, {"truncates": truncates})
+    result = evaluate_in(env, ByTheClock(), num_episodes, seed=100)
+    expected = [length_of(100 + episode) for episode in range(num_episodes)]
+    assert result.lengths == expected
+    assert result.returns == [length**2 for length in expected]
+    assert result.mean == pytest.approx(np.mean([length**2 for length in expected]))
+    assert result.std == pytest.approx(np.std([length**2 for length in expected]))
+
+
+def test_mean_is_unbiased():
+    result = evaluate_policy(ByTheClock(), Uneven, 600, seed=0)
+    truth = np.mean([length**2 for length in LENGTHS])
+    error = np.std([length**2 for length in LENGTHS]) / np.sqrt(600)
+    assert abs(result.mean - truth) < 4 * error
+
+
+def test_seeds_repeat_and_differ():
+    one, again, other = (evaluate_policy(ByTheClock(), Uneven, 30, seed=seed).lengths for seed in (1, 1, 50))
+    assert one == again
+    assert one != other
+
+
+def test_without_a_seed_episodes_are_fresh():
+    assert evaluate_policy(ByTheClock(), Uneven, 40, seed=None).lengths != evaluate_policy(ByTheClock(), Uneven, 40, seed=None).lengths
+
+
+@pytest.mark.parametrize("seed", [2**31 - 1, 2**31 - MAX_LANES])
+def test_the_largest_seeds_work(seed: int):
+    assert len(evaluate_policy(ByTheClock(), Uneven, 45, seed=seed).returns) == 45
+
+
+def test_environments_by_name():
+    env = make_vector_env("CartPole-v1", 3, {"sutton_barto_reward": True})
+    assert env.num_envs == 3
+    assert env.envs[0].unwrapped._sutton_barto_reward
+    env.close()

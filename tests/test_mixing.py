@@ -1,0 +1,143 @@
+"""The exact merge, in numbers: properties that hold for every batch size, ratio and schedule."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from ray.rllib.utils.schedules.piecewise_schedule import PiecewiseSchedule
+
+from wm_rllib.mixing import imagined_rows, may_dream, ratio_at, real_rows_for, realised_ratio, split_evenly
+
+RATIOS = [0.0, 0.25, 0.5, 0.9, 0.99, 0.999]
+ratios = st.one_of(st.sampled_from(RATIOS), st.floats(0.0, 0.999))
+positive_ratios = ratios.filter(lambda ratio: ratio > 1e-6)
+sizes = st.integers(0, 100_000)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> list[list[float]]:
+    """Schedules as RLlib takes them: they start at 0, and time grows from point to point."""
+    gaps = draw(st.lists(st.integers(1, 50_000), min_size=1, max_size=5))
+    times = [0]
+    for gap in gaps:
+        times.append(times[-1] + gap)
+    return [[time, draw(st.floats(0.0, 1.0))] for time in times]
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [*zip(RATIOS, [0, 42, 125, 1125, 12_375, 124_875], strict=True)])
+def test_rows_for_the_default_batch(ratio: float, expected: int):
+    assert imagined_rows(125, ratio) == expected
+
+
+@given(sizes, ratios)
+@example(125, 0.99)
+@example(1, 0.5)
+def test_imagined_rows_are_right_to_half_a_row(num_real: int, ratio: float):
+    exact = Fraction(num_real) * Fraction(ratio) / (1 - Fraction(ratio))
+    assert abs(imagined_rows(num_real, ratio) - exact) <= Fraction(1, 2) + Fraction(1, 10**6)
+
+
+@given(st.integers(1, 100_000), ratios)
+def test_realised_ratio_is_right_to_half_a_row(num_real: int, ratio: float):
+    imagined = imagined_rows(num_real, ratio)
+    # Half a row more or less of m changes m / (n + m) by at most 0.5 / (n + m - 0.5).
+    tolerance = 0.5 / (num_real + imagined - 0.5)
+    assert abs(realised_ratio(num_real, imagined) - ratio) <= tolerance + 1e-9
+
+
+@given(sizes, sizes, ratios)
+def test_more_real_rows_never_mean_fewer_imagined_ones(one: int, other: int, ratio: float):
+    small, large = sorted((one, other))
+    assert imagined_rows(small, ratio) <= imagined_rows(large, ratio)
+
+
+@given(sizes, ratios, ratios)
+def test_a_higher_ratio_never_means_fewer_imagined_rows(num_real: int, one: float, other: float):
+    low, high = sorted((one, other))
+    assert imagined_rows(num_real, low) <= imagined_rows(num_real, high)
+
+
+@given(sizes)
+def test_ratio_zero_means_no_imagined_rows(num_real: int):
+    assert imagined_rows(num_real, 0.0) == 0
+
+
+@pytest.mark.parametrize("ratio", [-0.01, 1.0, 1.5, float("nan")])
+def test_imagined_rows_refuses_what_is_no_fraction(ratio: float):
+    with pytest.raises(ValueError, match="ratio"):
+        imagined_rows(10, ratio)
+
+
+@pytest.mark.parametrize("ratio", [-0.01, 0.0, 1.5, float("nan")])
+def test_real_rows_for_refuses_what_is_no_fraction(ratio: float):
+    with pytest.raises(ValueError, match="ratio"):
+        real_rows_for(10, ratio)
+
+
+@given(sizes, st.floats(0.5, 0.999))
+def test_real_rows_for_is_the_inverse(num_real: int, ratio: float):
+    # From 0.5 on there is at least one imagined row to each real one, so that rounding loses nothing.
+    assert real_rows_for(imagined_rows(num_real, ratio), ratio) == num_real
+
+
+@given(sizes, positive_ratios)
+def test_real_rows_for_keeps_the_ratio_to_half_a_row(num_imagined: int, ratio: float):
+    exact = Fraction(num_imagined) * (1 - Fraction(ratio)) / Fraction(ratio)
+    error = abs(real_rows_for(num_imagined, ratio) - exact)
+    assert error <= Fraction(1, 2) + abs(exact) / 10**12
+
+
+@given(sizes, positive_ratios, st.floats(0.0, 1.0))
+def test_losing_dreams_never_asks_for_more_real_rows(num_real: int, ratio: float, kept: float):
+    ordered = imagined_rows(num_real, ratio)
+    came = int(kept * ordered)
+    if came < ordered:
+        assert real_rows_for(came, ratio) <= num_real
+
+
+def test_ratio_one_keeps_no_real_row():
+    assert real_rows_for(1000, 1.0) == 0
+
+
+@given(st.integers(0, 10**7), st.integers(1, 64))
+def test_split_evenly_sums_and_is_even(total: int, parts: int):
+    shares = split_evenly(total, parts)
+    assert len(shares) == parts
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+    assert shares == sorted(shares, reverse=True)
+
+
+@given(schedules(), st.integers(0, 300_000))
+@example([[0, 0.0], [1000, 0.99]], 500)
+@example([[0, 0.9], [10, 0.9], [20, 0.0]], 20)
+def test_ratio_at_equals_rllibs_schedule(schedule: list[list[float]], timestep: int):
+    reference = PiecewiseSchedule([tuple(point) for point in schedule], outside_value=schedule[-1][1])
+    assert ratio_at(schedule, timestep) == pytest.approx(reference._value(timestep), abs=1e-12)
+
+
+@given(schedules(), st.integers(0, 300_000))
+def test_ratio_at_stays_between_the_points(schedule: list[list[float]], timestep: int):
+    values = [value for _, value in schedule]
+    assert min(values) - 1e-12 <= ratio_at(schedule, timestep) <= max(values) + 1e-12
+
+
+@pytest.mark.parametrize("ratio", [*RATIOS, 1.0, 1, 0])
+def test_a_fixed_ratio_holds_always(ratio: float):
+    assert ratio_at(ratio, 0) == ratio_at(ratio, 10**9) == ratio
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [(0.0, False), (0, False), (0.01, True), (1, True), ([[0, 0.0], [9, 0.0]], False), ([[0, 0.0], [9, 0.1]], True)],
+)
+def test_may_dream(ratio: float | list[list[float]], expected: bool):
+    assert may_dream(ratio) is expected
+
+
+@pytest.mark.parametrize(("real", "imagined", "expected"), [(0, 0, 0.0), (5, 0, 0.0), (0, 5, 1.0), (1, 3, 0.75)])
+def test_realised_ratio(real: int, imagined: int, expected: float):
+    assert realised_ratio(real, imagined) == expected

@@ -1,0 +1,384 @@
+"""Every part an actor of its own: what each does, and what its death costs. One algorithm serves most tests, in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from remote import assert_exact, dreamers, end, env_runners, learners, pid_of, train_until
+from tiny import RANDOM_STEPS, ROUNDS, tiny_config
+
+from wm_rllib.dreamer_pool import DreamerError
+from wm_rllib.learner_calls import LearnerError
+from wm_rllib.parameter_server import POLICY_VERSION, WORLD_MODEL_VERSION
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+RATIO = 0.9
+FRACTIONS = {"num_cpus_per_dreamer": 0.2, "num_cpus_per_env_runner": 0.2, "num_cpus_for_replay": 0.1}
+
+
+def remote_config(**overrides):
+    return tiny_config(
+        **{
+            "imagination_ratio": RATIO,
+            "num_env_runners": 2,
+            "num_dreamers": 2,
+            "num_learners": 1,
+            "num_cpus_per_learner": 0.2,
+            # A runner that raised waits this long before it ends itself (60 s in RLlib).
+            "delay_between_env_runner_restarts_s": 0.1,
+            **FRACTIONS,
+            **overrides,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def algorithm(local_ray):
+    algorithm = remote_config().build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+@pytest.fixture
+def mixed(algorithm):
+    """The shared algorithm, in the mixed phase, with all its actors."""
+    train_until(algorithm, lambda result: result["phase"] == "mixed" and everyone_is_there(algorithm))
+    return algorithm
+
+
+def everyone_is_there(algorithm) -> bool:
+    return algorithm._pool.num_healthy == algorithm.env_runner_group.num_healthy_remote_workers() == 2
+
+
+def steps_of(algorithm) -> int:
+    return algorithm._state.num_env_steps
+
+
+def server_record(algorithm) -> dict:
+    return ray.get(algorithm._server.pull_if_newer.remote(-1))
+
+
+def versions(actor) -> tuple[int, int, int]:
+    """(record, world model, policy) that an env runner or dreamer last took."""
+    return ray.get(
+        actor.__ray_call__.remote(
+            lambda self: (self._client.sequence, self._client.world_model_version, self._client.policy_version)
+        ),
+        timeout=60,
+    )
+
+
+# --- a run without trouble -------------------------------------------------------------------------------------------
+
+
+def test_every_part_is_a_process_of_its_own(algorithm):
+    actors = [
+        *env_runners(algorithm).values(),
+        *dreamers(algorithm).values(),
+        *learners(algorithm).values(),
+        algorithm._server,
+        algorithm._replay.service,
+    ]
+    assert len(actors) == 7
+    pids = [pid_of(actor) for actor in actors]
+    assert len({*pids, os.getpid()}) == 8
+
+
+def test_ratio_and_versions_through_the_phases(algorithm):
+    results = [algorithm.train() for _ in range(5)]
+    assert [result["phase"] for result in results] == ["random", "pretrain", "mixed", "mixed", "mixed"]
+    steps = results[0]["num_env_steps_sampled_lifetime"]
+    assert RANDOM_STEPS <= steps <= RANDOM_STEPS + 2
+    for result in results[2:]:
+        steps = assert_exact(result, RATIO, ROUNDS, steps)
+    assert steps == results[-1]["num_env_steps_sampled_lifetime"]
+    # All real steps, the random ones too, are in the replay.
+    assert ray.get(algorithm._replay.service.stats.remote())["num_added_timesteps"] == steps
+    assert [result["world_model"]["version"] for result in results] == [0, 1, 2, 3, 4]
+    assert [result["policy"]["version"] for result in results] == [0, 0, ROUNDS, 2 * ROUNDS, 3 * ROUNDS]
+    assert results[-1]["restarts"] == {"env_runners": 0, "dreamers": 0, "parameter_server": 0}
+
+
+def test_the_server_only_grows_and_holds_references_alone(mixed):
+    before = server_record(mixed)
+    for _ in range(2):
+        mixed.train()
+        after = server_record(mixed)
+        for name in (WEIGHTS_SEQ_NO, WORLD_MODEL_VERSION, POLICY_VERSION):
+            assert after[name] > before[name]
+        refs = [value for value in after.values() if isinstance(value, ray.ObjectRef)]
+        assert len(refs) == 2 and all(isinstance(value, int | ray.ObjectRef) for value in after.values())
+        before = after
+    # An old record cannot take it back.
+    ray.get(mixed._server.push.remote({**before, WEIGHTS_SEQ_NO: before[WEIGHTS_SEQ_NO] - 1}))
+    assert server_record(mixed) == before
+
+
+def test_everyone_works_with_what_the_server_published(mixed):
+    start = server_record(mixed)
+    mixed.train()
+    end_ = server_record(mixed)
+    # Env runners sampled with the record that stood when the iteration began,
+    for runner in env_runners(mixed).values():
+        assert versions(runner) == (start[WEIGHTS_SEQ_NO], start[WORLD_MODEL_VERSION], start[POLICY_VERSION])
+    # dreamers with this iteration's fit and, in its last round, the last policy but one.
+    for dreamer in dreamers(mixed).values():
+        assert versions(dreamer) == (end_[WEIGHTS_SEQ_NO] - 1, end_[WORLD_MODEL_VERSION], end_[POLICY_VERSION] - 1)
+
+
+def test_what_the_dreamers_hold_is_what_the_learner_had(mixed):
+    """A pull, then equal weights element by element: no half of one version with half of another."""
+    mixed.train()
+    [dreamer, _] = dreamers(mixed).values()
+    ray.get(dreamer.__ray_call__.remote(lambda self: self._pull()))
+    [state] = [r.get() for r in mixed.learner_group.foreach_learner(lambda learner: learner.get_state())]
+    learned = state["rl_module"]
+    world_model, policy = ray.get(
+        dreamer.__ray_call__.remote(
+            lambda self: (
+                {k: v.numpy() for k, v in self._world_model.state_dict().items()},
+                {k: np.asarray(v) for k, v in self._module.get_state().items()},
+            )
+        )
+    )
+    for name, value in world_model.items():
+        np.testing.assert_array_equal(value, learned[WORLD_MODEL_MODULE_ID][f"world_model.{name}"])
+    for name, value in policy.items():
+        np.testing.assert_array_equal(value, learned[DEFAULT_MODULE_ID][name])
+
+
+def test_the_driver_receives_no_arrays(mixed, monkeypatch):
+    """Contract 8: what dreamers and env runners answer is small, whatever the number of rows."""
+    from wm_rllib import algorithm as module
+
+    answers = []
+    collect, run = module.collect, mixed._pool._run
+    monkeypatch.setattr(module, "collect", lambda *a, **k: answers.append(collect(*a, **k)) or answers[-1])
+    monkeypatch.setattr(mixed._pool, "_run", lambda *a: answers.append(run(*a)) or answers[-1])
+    mixed.train()
+    parts = [part for answer in answers for part in answer]
+    assert len(parts) == 2 + 2 * ROUNDS
+    for part in parts:
+        # RLlib's metrics aside, numbers and references.
+        values = [v for name, v in vars(part).items() if name != "metrics"]
+        flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        assert all(isinstance(item, int | float | ray.ObjectRef) for item in flat)
+
+
+# --- deaths ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dreamer_dies_while_it_dreams(mixed, monkeypatch):
+    """Its share goes to the other one; the ratio stays exact in every round; it comes back with the newest weights."""
+    first, second = dreamers(mixed).values()
+    victim, survivor = pid_of(first), pid_of(second)
+    run, shares = mixed._pool._run, []
+
+    def kill_during_the_first_call(requests, ids):
+        if not shares:
+            threading.Timer(0.5, end, [victim]).start()
+        shares.append([sum(request.rows) for request in requests])
+        return run(requests, ids)
+
+    monkeypatch.setattr(mixed._pool, "_run", kill_during_the_first_call)
+    os.kill(victim, signal.SIGSTOP)  # so that its order is surely not done when it dies
+    steps = assert_exact(mixed.train(), RATIO, ROUNDS, steps_of(mixed))
+    assert len(shares[0]) == 2 and shares[1] == shares[0][:1], "the lost share was not ordered again"
+
+    monkeypatch.undo()
+    results = train_until(mixed, lambda result: result["restarts"]["dreamers"] and mixed._pool.num_healthy == 2)
+    for result in [*results, mixed.train()]:
+        steps = assert_exact(result, RATIO, ROUNDS, steps)
+    assert mixed.train()["restarts"]["dreamers"] == 1
+    assert pid_of(first) != victim and pid_of(second) == survivor
+    assert versions(first) == versions(second)
+
+
+def test_both_dreamers_die_at_once(mixed):
+    restarts = mixed.train()["restarts"]["dreamers"]
+    steps = steps_of(mixed)
+    for dreamer in dreamers(mixed).values():
+        end(pid_of(dreamer))
+    results = train_until(mixed, lambda result: mixed._pool.num_healthy == 2)
+    for result in [*results, mixed.train()]:
+        steps = assert_exact(result, RATIO, ROUNDS, steps)
+    assert mixed.train()["restarts"]["dreamers"] == restarts + 2
+
+
+def test_no_dreamer_in_time_means_no_update(mixed, monkeypatch):
+    """Without patience, too, the ratio never drifts: rounds are left out and counted, real steps go on."""
+    policy_version = mixed.train()["policy"]["version"]
+    monkeypatch.setattr(mixed._pool, "_timeout_s", 0.1)
+    for dreamer in dreamers(mixed).values():
+        end(pid_of(dreamer))
+    steps = steps_of(mixed)
+    result = mixed.train()
+    assert result["num_env_steps_sampled_lifetime"] > steps
+    real_and_imagined = result["imagination"]["rows_by_round"]
+    assert result["imagination"]["updates_skipped"] + len(real_and_imagined) == ROUNDS
+    assert result["imagination"]["updates_skipped"] >= 1
+    for real, imagined in real_and_imagined:
+        assert abs(imagined - real * RATIO / (1 - RATIO)) <= 0.5 * RATIO / (1 - RATIO)
+    assert result["policy"]["version"] == policy_version + len(real_and_imagined)
+    monkeypatch.undo()
+    train_until(mixed, lambda result: mixed._pool.num_healthy == 2)
+
+
+def test_the_parameter_server_dies(mixed):
+    assert mixed.train()["restarts"]["parameter_server"] == 0
+    before, old = server_record(mixed), pid_of(mixed._server)
+    steps = steps_of(mixed)
+    end(old)
+    result = mixed.train()
+    assert_exact(result, RATIO, ROUNDS, steps)
+    assert result["restarts"]["parameter_server"] == 1
+    assert pid_of(mixed._server) != old
+    after = server_record(mixed)
+    assert after[WEIGHTS_SEQ_NO] == mixed._state.sequence > before[WEIGHTS_SEQ_NO]
+    assert after[POLICY_VERSION] == result["policy"]["version"] == before[POLICY_VERSION] + ROUNDS
+    assert after[WORLD_MODEL_VERSION] == result["world_model"]["version"] > before[WORLD_MODEL_VERSION]
+    for dreamer in dreamers(mixed).values():
+        assert versions(dreamer)[0] == after[WEIGHTS_SEQ_NO] - 1
+    assert mixed.train()["restarts"]["parameter_server"] == 1
+
+
+def test_an_env_runner_dies(mixed):
+    first, second = env_runners(mixed).values()
+    victim = pid_of(first)
+    steps = steps_of(mixed)
+    end(victim)
+    results = train_until(
+        mixed, lambda result: result["restarts"]["env_runners"] and mixed.env_runner_group.num_healthy_remote_workers() == 2
+    )
+    results.append(mixed.train())
+    for result in results:
+        if result["imagination"]["rows_by_round"]:  # an iteration may have lost all its real rows
+            steps = assert_exact(result, RATIO, ROUNDS, steps)
+    assert results[-1]["restarts"]["env_runners"] == 1
+    assert pid_of(first) != victim
+    # It knows the parameter server again: newest weights, like the other one's.
+    assert versions(first) == versions(second) > (0, 0, 0)
+    start = server_record(mixed)
+    mixed.train()
+    assert versions(first)[0] == start[WEIGHTS_SEQ_NO]
+
+
+def test_all_env_runners_dead_at_once(mixed):
+    """An iteration without real rows has no update and no NaN; then it goes on."""
+    steps = steps_of(mixed)
+    for runner in env_runners(mixed).values():
+        end(pid_of(runner))
+    result = mixed.train()
+    if steps_of(mixed) == steps:
+        assert result["imagination"]["rows_by_round"] == []
+        assert result["imagination"]["ratio"] is None
+    results = train_until(mixed, lambda result: mixed.env_runner_group.num_healthy_remote_workers() == 2)
+    assert mixed.train()["num_env_steps_sampled_lifetime"] > steps
+    assert all(result["rows"]["imagined"] >= 0 for result in results)
+
+
+def test_a_learner_that_raised_ends_training(mixed):
+    """RLlib takes it out of service and goes on with no learner at all (last test of the shared algorithm)."""
+    mixed.learner_group.foreach_learner(lambda learner: 1 // 0)
+    with pytest.raises((LearnerError, ZeroDivisionError), match=r"out of service|division"):
+        mixed.train()
+    with pytest.raises(LearnerError, match="Resume the run from its last checkpoint"):
+        mixed.train()
+
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)  # learners that wait for each other do so for ever
+class TestTwoLearners:
+    RATIOS = ((0, 0.9), (130, 0.9), (131, 0.0))
+
+    @pytest.fixture(scope="class")
+    def pair(self, local_ray):
+        # 17 rows each: nothing divides evenly, and the episodes of a shard end where they may.
+        algorithm = remote_config(
+            imagination_ratio=[list(point) for point in self.RATIOS],
+            num_learners=2,
+            num_env_runners=0,
+            num_envs_per_env_runner=3,
+            num_dreamers=1,
+            train_batch_size_per_learner=17,
+        ).build_algo()
+        yield algorithm
+        algorithm.stop()
+
+    def test_rows_are_exact_over_both_and_weights_stay_equal(self, pair):
+        steps, ratios = 0, []
+        for _ in range(7):
+            ratio = 0.9 if steps <= 130 else 0.0
+            result = pair.train()
+            real, steps = result["num_env_steps_sampled_lifetime"] - steps, result["num_env_steps_sampled_lifetime"]
+            if result["phase"] == "mixed":
+                expected = [real, round(real * ratio / (1 - ratio))]
+                assert result["imagination"]["rows_by_round"] == [expected] * (ROUNDS if ratio else 1)
+                ratios.append(ratio)
+        assert {0.0, 0.9} == set(ratios)
+        first, second = (r.get()["rl_module"] for r in pair.learner_group.foreach_learner(lambda x: x.get_state()))
+        for module_id in (DEFAULT_MODULE_ID, WORLD_MODEL_MODULE_ID):
+            assert first[module_id].keys() == second[module_id].keys()
+            for name, value in first[module_id].items():
+                np.testing.assert_array_equal(value, second[module_id][name])
+
+    def test_each_learner_gets_its_own_dreams(self, pair):
+        refs = [[ray.put([{"learner": index}])] for index in range(2)]
+        seen = [
+            result.get()
+            for result in pair.learner_group.foreach_learner(
+                lambda learner: ray.get(refs[learner._learner_index])[0][0]["learner"]
+            )
+        ]
+        assert seen == [0, 1]
+
+    def test_a_learner_dies(self, pair):
+        end(pid_of(learners(pair)[0]))
+        with pytest.raises((LearnerError, ray.exceptions.RayError)):
+            pair.train()
+
+
+def test_a_dreamer_whose_code_raises_ends_training(local_ray):
+    """FaultAwareApply would restart the actor for ever, with training going on at ratio 0."""
+    algorithm = remote_config(
+        num_env_runners=0, num_learners=0, num_dreamers=1, mdn_rnn_class="broken_models.RaisesInDreams"
+    ).build_algo()
+    try:
+        [dreamer] = dreamers(algorithm).values()
+        pid = pid_of(dreamer)
+        assert [algorithm.train()["phase"] for _ in range(2)] == ["random", "pretrain"]
+        start = time.monotonic()
+        with pytest.raises(DreamerError, match="this M cannot dream"):
+            algorithm.train()
+        assert time.monotonic() - start < 30
+        assert pid_of(dreamer) == pid, "the actor was restarted for an error of its code"
+    finally:
+        algorithm.stop()
+
+
+def test_stop_ends_every_actor(local_ray):
+    algorithm = remote_config(num_dreamers=1, num_env_runners=1, num_learners=0).build_algo()
+    actors = [
+        *env_runners(algorithm).values(),
+        *dreamers(algorithm).values(),
+        algorithm._server,
+        algorithm._replay.service,
+    ]
+    pids = [pid_of(actor) for actor in actors]
+    algorithm.stop()
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]:
+        assert time.monotonic() < deadline, f"{len(alive)} of {len(pids)} processes are still there"
+        time.sleep(0.2)

@@ -1,0 +1,275 @@
+"""Replay of raw sequences: every draw lies within one episode, and shows it as it was."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import pytest
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from wm_rllib.replay import END_FRACTION, MASK, WORLD_MODEL_MODULE_ID, ReplayService, SequenceReplay, as_fit_batch
+
+LENGTH = 6
+
+
+def chunk(number: int, start: int, stop: int, end: str = "") -> SingleAgentEpisode:
+    """Steps [start, stop) of an episode: observation (number, t), action t % 3, reward 100 number + t."""
+    steps = stop - start
+    return SingleAgentEpisode(
+        id_=str(number),
+        observations=[np.array([number, t], np.float32) for t in range(start, stop + 1)],
+        actions=[np.int64(t % 3) for t in range(start, stop)],
+        rewards=[float(100 * number + t) for t in range(start, stop)],
+        infos=[{}] * (steps + 1),
+        terminated=end == "terminated",
+        truncated=end == "truncated",
+        t_started=start,
+        len_lookback_buffer=0,
+    ).to_numpy()
+
+
+def filled(capacity: int = 1000, seed: int | None = 0) -> SequenceReplay:
+    """Four episodes: two terminated, one truncated, one going on."""
+    replay = SequenceReplay(capacity, seed)
+    replay.add([chunk(1, 0, 20, "terminated"), chunk(2, 0, 3, "terminated"), chunk(3, 0, 11, "truncated"), chunk(4, 0, 9)])
+    return replay
+
+
+def steps_of(arrays: dict[str, np.ndarray], row: int) -> list[tuple[int, int]]:
+    """(episode, t) of a row's real transitions."""
+    mask = arrays[MASK][row]
+    at = np.flatnonzero(mask)
+    return [(int(number), int(t)) for number, t in arrays[Columns.OBS][row, at]]
+
+
+def check_rows(arrays: dict[str, np.ndarray], lengths: dict[int, int], terminated: set[int]) -> None:
+    """Each row is a run of consecutive steps of one episode, with its own actions, rewards and end."""
+    for row in range(len(arrays[MASK])):
+        steps, at = steps_of(arrays, row), np.flatnonzero(arrays[MASK][row])
+        assert steps
+        number, first = steps[0]
+        assert steps == [(number, first + i) for i in range(len(steps))]
+        assert list(at) == list(range(at[0], at[0] + len(steps)))
+        assert arrays[Columns.OBS][row, at[-1] + 1].tolist() == [number, first + len(steps)]
+        assert arrays[Columns.ACTIONS][row, at].tolist() == [t % 3 for _, t in steps]
+        assert arrays[Columns.REWARDS][row, at].tolist() == [100 * number + t for _, t in steps]
+        is_end = [number in terminated and t == lengths[number] - 1 for _, t in steps]
+        assert arrays[Columns.TERMINATEDS][row, at].tolist() == is_end
+
+
+LENGTHS = {1: 20, 2: 3, 3: 11, 4: 9}
+
+
+@pytest.mark.parametrize("length", [1, 2, LENGTH, 50])
+def test_sequences_are_runs_of_one_episode(length: int):
+    arrays = filled().sample_sequences(200, length)
+    assert arrays[Columns.OBS].shape == (200, length + 1, 2)
+    assert arrays[MASK].shape == arrays[Columns.REWARDS].shape == (200, length)
+    check_rows(arrays, LENGTHS, terminated={1, 2})
+
+
+def test_padding_comes_last_and_is_zero():
+    arrays = filled().sample_sequences(200, LENGTH)
+    for row in range(200):
+        count = int(arrays[MASK][row].sum())
+        assert arrays[MASK][row].tolist() == [True] * count + [False] * (LENGTH - count)
+        for name in (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS):
+            assert not arrays[name][row, count:].any()
+        assert not arrays[Columns.OBS][row, count + 1 :].any()
+
+
+def test_rows_are_as_long_as_the_episode_allows():
+    arrays = filled().sample_sequences(300, LENGTH)
+    for row in range(300):
+        (number, first), count = steps_of(arrays, row)[0], int(arrays[MASK][row].sum())
+        assert count == min(LENGTH, LENGTHS[number] - first)
+
+
+def test_a_truncated_episode_never_terminates():
+    arrays = filled().sample_sequences(500, LENGTH)
+    ends = {arrays[Columns.OBS][row, 0, 0] for row in np.flatnonzero(arrays[Columns.TERMINATEDS].any(axis=1))}
+    assert ends == {1.0, 2.0}
+
+
+def test_every_step_is_drawn_about_equally_often():
+    replay = SequenceReplay(1000, 0)
+    replay.add([chunk(1, 0, 40, "truncated"), chunk(2, 0, 12, "truncated"), chunk(3, 0, 5)])
+    counts: dict[tuple[int, int], int] = {}
+    arrays = replay.sample_sequences(40_000, LENGTH)
+    for row in range(40_000):
+        for step in steps_of(arrays, row):
+            counts[step] = counts.get(step, 0) + 1
+    assert set(counts) == {(number, t) for number, length in ((1, 40), (2, 12), (3, 5)) for t in range(length)}
+    inside = np.mean([counts[1, t] for t in range(2 * LENGTH, 30)])
+    relative = {step: count / inside for step, count in counts.items()}
+    assert min(relative.values()) > 0.4
+    assert max(relative.values()) < 2.0
+
+
+def test_end_fraction_of_the_sequences_are_ends_of_terminated_episodes():
+    replay = SequenceReplay(100_000, 0)
+    replay.add([chunk(1, 0, 20_000), chunk(2, 0, 100, "terminated")])
+    arrays = replay.sample_sequences(1000, LENGTH)
+    # An end is otherwise drawn with probability of about LENGTH / 20,000.
+    assert arrays[Columns.TERMINATEDS].any(axis=1).sum() == pytest.approx(END_FRACTION * 1000, abs=5)
+    assert arrays[Columns.TERMINATEDS].sum(axis=1).max() == 1
+
+
+def test_ends_are_in_random_places_of_the_batch():
+    arrays = filled().sample_sequences(1000, LENGTH)
+    of_first_half = arrays[Columns.TERMINATEDS][:500].any(axis=1).sum()
+    assert abs(of_first_half / arrays[Columns.TERMINATEDS].any(axis=1).sum() - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("burn_in", [0, 1, 4, 50])
+def test_starts_are_aligned_at_the_end(burn_in: int):
+    arrays = filled().sample_starts(300, burn_in)
+    assert arrays[Columns.OBS].shape == (300, burn_in + 1, 2)
+    for row in range(300):
+        number, t = arrays[Columns.OBS][row, -1].astype(int)
+        past = min(burn_in, t)
+        assert arrays[MASK][row].tolist() == [False] * (burn_in - past) + [True] * past
+        assert steps_of(arrays, row) == [(number, t - past + i) for i in range(past)]
+        assert arrays[Columns.ACTIONS][row, burn_in - past :].tolist() == [(t - past + i) % 3 for i in range(past)]
+        assert not arrays[Columns.OBS][row, : burn_in - past].any()
+
+
+def test_dreams_start_anywhere_but_where_an_episode_is_over():
+    arrays = filled().sample_starts(20_000, 0)
+    starts, counts = np.unique(arrays[Columns.OBS][:, -1].astype(int), axis=0, return_counts=True)
+    assert set(map(tuple, starts.tolist())) == {(n, t) for n, length in LENGTHS.items() for t in range(length)}
+    expected = 20_000 / sum(LENGTHS.values())
+    assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected))
+
+
+def test_chunks_of_an_episode_become_one():
+    replay = SequenceReplay(1000, 0)
+    for part in (chunk(7, 0, 4), chunk(8, 0, 2), chunk(7, 4, 9), chunk(7, 9, 10, "terminated")):
+        replay.add([part])
+    assert [len(episode) for episode in replay.episodes] == [10, 2]
+    arrays = replay.sample_sequences(300, LENGTH)
+    check_rows(arrays, {7: 10, 8: 2}, terminated={7})
+    assert any(steps_of(arrays, row)[0] == (7, 2) for row in range(300))  # runs across the seams
+
+
+def test_capacity_bounds_the_steps_held():
+    replay = SequenceReplay(30, 0)
+    for number in range(1, 40):
+        replay.add([chunk(number, 0, 7, "terminated")])
+        assert len(replay) <= 30
+    assert [int(episode.id_) for episode in replay.episodes] == [36, 37, 38, 39]
+    check_rows(replay.sample_sequences(300, LENGTH), dict.fromkeys(range(36, 40), 7), terminated={36, 37, 38, 39})
+    assert set(replay.sample_starts(300, 2)[Columns.OBS][:, -1, 0]) == {36.0, 37.0, 38.0, 39.0}
+
+
+def test_an_ongoing_episode_whose_beginning_was_evicted_goes_on():
+    replay = SequenceReplay(10, 0)
+    replay.add([chunk(1, 0, 5)])
+    replay.add([chunk(2, 0, 8, "terminated")])
+    replay.add([chunk(1, 5, 7, "terminated")])
+    check_rows(replay.sample_sequences(100, LENGTH), {1: 7, 2: 8}, terminated={1, 2})
+    starts = replay.sample_starts(100, 3)[Columns.OBS][:, -1]
+    assert {tuple(start) for start in starts.astype(int).tolist()} == {(2, t) for t in range(8)} | {(1, 5), (1, 6)}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    """Whether two draws are equal in every array."""
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_draws_depend_on_the_seed_alone():
+    draws = [filled(seed=seed).sample_sequences(20, LENGTH) for seed in (3, 3, 4)]
+    assert same(draws[0], draws[1])
+    assert not same(draws[0], draws[2])
+
+
+def test_a_restored_buffer_draws_on_where_the_saved_one_was():
+    replay = filled()
+    replay.sample_sequences(20, LENGTH)
+    restored = SequenceReplay(1000, seed=99)
+    restored.set_state(pickle.loads(pickle.dumps(replay.get_state())))
+    assert same(replay.sample_sequences(20, LENGTH), restored.sample_sequences(20, LENGTH))
+    for buffer in (replay, restored):
+        buffer.add([chunk(4, 9, 15, "terminated"), chunk(5, 0, 4)])
+    assert same(replay.sample_starts(50, 4), restored.sample_starts(50, 4))
+    assert len(restored) == len(replay) == 53
+
+
+def test_normalisation_by_hand():
+    stats = filled().normalisation()
+    observations = np.array([[n, t] for n, length in LENGTHS.items() for t in range(length + 1)], float)
+    rewards = np.array([100.0 * n + t for n, length in LENGTHS.items() for t in range(length)])
+    np.testing.assert_allclose(stats["obs_mean"], observations.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["obs_scale"], 2 * observations.std(0), rtol=1e-5)
+    assert stats["reward_mean"] == pytest.approx(rewards.mean(), rel=1e-5)
+    assert stats["reward_scale"] == pytest.approx(rewards.std(), rel=1e-5)
+    assert {value.dtype for value in stats.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -1000.1, 1e6 + 0.25])
+def test_constant_dimensions_and_rewards_have_scale_one(constant: float):
+    replay = SequenceReplay(100_000, 0)
+    count = 20_000
+    observations = np.full((count + 1, 2), constant, np.float32)
+    observations[:, 1] = np.arange(count + 1) % 7
+    episode = SingleAgentEpisode(
+        observations=list(observations),
+        actions=[0] * count,
+        rewards=[constant] * count,
+        infos=[{}] * (count + 1),
+        len_lookback_buffer=0,
+    )
+    replay.add([episode.to_numpy()])
+    stats = replay.normalisation()
+    assert stats["obs_mean"][0] == np.float32(constant)
+    assert stats["obs_scale"][0] == 1.0
+    assert stats["obs_scale"][1] == pytest.approx(4.0, rel=1e-3)  # the values 0 to 6 have a standard deviation of 2
+    assert stats["reward_mean"] == pytest.approx(constant, rel=1e-6)
+    assert stats["reward_scale"] == 1.0
+
+
+def test_fit_batch_counts_only_real_steps():
+    arrays = filled().sample_sequences(30, LENGTH)
+    batch = as_fit_batch(arrays)
+    assert batch.env_steps() == arrays[MASK].sum()
+    assert len(batch.policy_batches[WORLD_MODEL_MODULE_ID]) == 30
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> ReplayService:
+    """A filled service, whose references are the objects themselves."""
+    monkeypatch.setattr("ray.get", lambda refs: refs)
+    monkeypatch.setattr("ray.put", lambda value: value)
+    made = ReplayService(1000, 0)
+    assert made.add([[chunk(1, 0, 20, "terminated")], [chunk(2, 0, 3), chunk(3, 0, 11)]]) == 34
+    return made
+
+
+def test_service_makes_a_batch_for_each_learner(service: ReplayService):
+    batches: list[Any] = service.fit_batches(3, 4, LENGTH, num_learners=2)
+    contents = [batch.policy_batches[WORLD_MODEL_MODULE_ID] for batch in batches]
+    assert [len(content) for content in contents] == [12, 12]
+    assert not np.array_equal(contents[0][Columns.OBS], contents[1][Columns.OBS])
+    assert service.stats() == {"num_timesteps": 34, "num_episodes": 3, "num_added_timesteps": 34}
+
+
+def test_service_reseeds(service: ReplayService):
+    service.reseed(5)
+    first: Any = service.starts(10, 3)
+    service.reseed(5)
+    assert same(first, service.starts(10, 3))
+    assert not same(first, service.starts(10, 3))
+
+
+def test_service_saves_and_restores_itself(service: ReplayService, tmp_path: Path):
+    filesystem = pyarrow.fs.LocalFileSystem()
+    service.save(str(tmp_path / "new" / "folder"), filesystem)
+    restored = ReplayService(1000, 77)
+    restored.restore(str(tmp_path / "new" / "folder"), filesystem)
+    assert restored.stats() == service.stats()
+    assert same(restored.starts(10, 3), service.starts(10, 3))
