@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -54,3 +55,21 @@ def assert_exact(result: dict, ratio: float, rounds: int, steps_before: int) -> 
     assert realised == expected, f"real and imagined rows are {realised}, not {expected}: {result['imagination']}"
     assert result["imagination"]["updates_skipped"] == 0
     return steps
+
+
+def report_placement(*, algorithm: WorldModelPPO, result: dict, **_: Any) -> None:
+    """Callback `on_train_result`: in which placement group, and which of its bundles, the actors run."""
+
+    def place(_: Any) -> dict[str, Any]:
+        context = ray.get_runtime_context()
+        # bundle_group_<bundle>_<group> is what every actor in that bundle holds a little of.
+        resources = ray._private.worker.global_worker.core_worker.resource_ids()
+        bundles = [re.match(r"bundle_group_(\d+)_", name) for name in resources]
+        return {"group": context.get_placement_group_id(), "bundles": [int(found[1]) for found in bundles if found]}
+
+    actors = {"dreamer": list(dreamers(algorithm).values()), "replay": [algorithm._replay.service]}
+    result["placement"] = {
+        "trial": place(None),
+        **{f"{kind}s": [ray.get(a.__ray_call__.remote(place)) for a in found] for kind, found in actors.items()},
+        "num_bundles": len(algorithm.default_resource_request(algorithm.config).bundles),
+    }

@@ -15,10 +15,17 @@ def lanes(batch: int, time: int, *, death: float, seed: int = 0) -> tuple[Tensor
     """Random rewards, values, bootstrap values and terminations."""
     generator = torch.Generator().manual_seed(seed)
     rewards, values = torch.randn(2, batch, time, generator=generator).unbind(0)
-    return rewards, values, torch.randn(batch, generator=generator), torch.rand(batch, time, generator=generator) < death
+    return (
+        rewards,
+        values,
+        torch.randn(batch, generator=generator),
+        torch.rand(batch, time, generator=generator) < death,
+    )
 
 
-def targets_by_rllib(rewards: Tensor, values: Tensor, bootstrap: Tensor, ends: Tensor, gamma: float, lambda_: float) -> np.ndarray:
+def targets_by_rllib(
+    rewards: Tensor, values: Tensor, bootstrap: Tensor, ends: Tensor, gamma: float, lambda_: float
+) -> np.ndarray:
     """RLlib's targets of one lane: its trajectories one after the other, each with RLlib's extra last step."""
     expected, start, time = [], 0, len(rewards)
     stops = [t + 1 for t in range(time) if ends[t]]

@@ -8,18 +8,32 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import ray
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.utils.numpy import convert_to_numpy
 from tiny import tiny_config
 from tiny_models import HIDDEN_DIM, LATENT_DIM, world_model
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
-from wm_rllib.dreamer import make_policy, num_lanes, shard_lanes, to_arrays
+from wm_rllib.dreamer import (
+    Dreamer,
+    DreamerSpec,
+    DreamFailure,
+    DreamRequest,
+    make_policy,
+    num_lanes,
+    shard_lanes,
+    to_arrays,
+)
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.mdn_rnn import MDNRNN, Prediction, State
 from wm_rllib.models.mixture import MixtureParams
+from wm_rllib.parameter_server import ParameterServer, make_record
+from wm_rllib.replay import MASK
 
 FIRST_BIRTH = 1000.0
 
@@ -35,7 +49,9 @@ class Clockwork(MDNRNN):
         log_pi = torch.zeros(mean.shape[:-1]).log_softmax(-1)
         dies = z[:, 1] + 1 >= z[:, 0] - FIRST_BIRTH
         return Prediction(
-            MixtureParams(log_pi, mean, torch.full_like(mean, -20.0)), z[:, 0] + 0.01 * z[:, 1], torch.where(dies, 1e3, -1e3)
+            MixtureParams(log_pi, mean, torch.full_like(mean, -20.0)),
+            z[:, 0] + 0.01 * z[:, 1],
+            torch.where(dies, 1e3, -1e3),
         )
 
 
@@ -53,7 +69,9 @@ def clockwork_dream(lifetimes: list[int], horizon: int) -> Dream:
     return dream(model, counting_policy, start, (h, h.clone()), horizon, temperature=1.0)
 
 
-@pytest.mark.parametrize("space", [gym.spaces.Discrete(2), gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Box(-1.0, 1.0, (2,))])
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Discrete(2), gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Box(-1.0, 1.0, (2,))]
+)
 @pytest.mark.parametrize("mixture", ["joint", "per_dimension"])
 @pytest.mark.parametrize(("lanes", "horizon"), [(1, 1), (1, 5), (4, 1), (4, 5)])
 def test_shapes(lanes: int, horizon: int, mixture: str, space: Any):
@@ -103,7 +121,11 @@ def test_a_lane_that_terminates_starts_again_from_a_start_state():
     for lane, lifetime in enumerate(lifetimes):
         birth, age = FIRST_BIRTH + lifetime, 0
         for t in range(12):
-            z0, z1, h0 = result.features[lane, t, 0].item(), result.features[lane, t, 1].item(), result.features[lane, t, LATENT_DIM]
+            z0, z1, h0 = (
+                result.features[lane, t, 0].item(),
+                result.features[lane, t, 1].item(),
+                result.features[lane, t, LATENT_DIM],
+            )
             assert (round(z0), round(z1), h0.item()) == (birth, age, age)
             dies = age + 1 >= birth - FIRST_BIRTH
             assert bool(result.terminateds[lane, t]) is dies
@@ -170,7 +192,9 @@ def test_termination_is_sampled_from_its_probability(logit: float):
         model.mdn_rnn.head[-1].bias[-1] = logit
     result = dream(model, counting_policy, torch.zeros(1000, LATENT_DIM), model.mdn_rnn.initial_state(1000), 20, 1.0)
     probability = 1.0 / (1.0 + np.exp(-logit))
-    assert abs(result.terminateds.float().mean().item() - probability) < 5 * np.sqrt(probability * (1 - probability) / 20_000)
+    assert abs(result.terminateds.float().mean().item() - probability) < 5 * np.sqrt(
+        probability * (1 - probability) / 20_000
+    )
 
 
 def test_the_seed_decides_everything():
@@ -269,3 +293,88 @@ def test_log_probabilities_are_those_of_the_distribution(space: gym.Space[Any]):
         actions, logp, inputs = make_policy(module)(torch.randn(50, module.observation_space.shape[0]))
     assert actions.shape == (50, *space.shape)
     torch.testing.assert_close(logp, by_hand(inputs, actions, space))
+
+
+class Bench:
+    """A dreamer as a plain object, its server, and starts for it."""
+
+    def __init__(self) -> None:
+        config = tiny_config(AnyActions).environment(env_config={"action_space": gym.spaces.Discrete(3)})
+        self.runner = WorldModelEnvRunner(config=config)
+        spaces = self.runner.get_spaces()
+        policy = config.get_rl_module_spec(spaces=spaces, inference_only=True)
+        policy.observation_space, policy.action_space = spaces[DEFAULT_MODULE_ID]
+        spec = DreamerSpec(self.runner.world_model.config, policy, log_level="warning", num_threads=0, device="cpu")
+        self.server = ParameterServer()
+        self.dreamer = Dreamer(spec, self.server)
+        rng = np.random.default_rng(0)
+        self.starts = {
+            Columns.OBS: rng.normal(size=(20, 5, 4)).astype(np.float32),
+            Columns.ACTIONS: rng.integers(3, size=(20, 4)),
+            MASK: np.arange(4)[None] >= rng.integers(5, size=20)[:, None],
+        }
+
+    def publish(self, sequence: int) -> None:
+        """Puts the runner's weights on the server."""
+        weights = convert_to_numpy(self.runner.world_model.state_dict())
+        policy = convert_to_numpy(self.runner.module.get_state())
+        self.server.push(make_record(sequence, (ray.put(weights), 10 + sequence), (ray.put(policy), 20 + sequence)))
+
+    def dream(self, rows: list[int], *, seed: int = 0, first_start: int = 0, horizon: int = 5) -> Any:
+        """One order."""
+        return self.dreamer.dream(DreamRequest(rows, horizon, 1.0, self.starts, first_start, seed))
+
+
+@pytest.fixture
+def bench(no_ray: None) -> Bench:
+    """A dreamer with weights."""
+    made = Bench()
+    made.publish(3)
+    return made
+
+
+@pytest.mark.parametrize("rows", [[10], [7, 8], [0, 4]])
+def test_dreamer_delivers_exactly_the_rows_ordered(bench: Bench, rows: list[int]):
+    dreamed = bench.dream(rows)
+    assert dreamed.rows == rows
+    assert [sum(block[Columns.REWARDS].size for block in shard) for shard in ray.get(dreamed.shard_refs)] == rows
+    assert (dreamed.sequence, dreamed.world_model_version, dreamed.policy_version) == (3, 13, 23)
+
+
+def test_dreamer_counts_the_trajectories_in_the_rows_it_delivers(bench: Bench):
+    with torch.no_grad():
+        bench.runner.world_model.mdn_rnn.head[-1].bias[-1] = 1e4  # every step is the last
+    bench.publish(4)
+    assert bench.dream([7, 8]).num_segments == 15
+
+
+def test_dreamer_starts_where_real_experience_led(bench: Bench):
+    (shard,) = ray.get(bench.dream([20], first_start=6).shard_refs)
+    arrays = [torch.as_tensor(bench.starts[name][6:10]) for name in (Columns.OBS, Columns.ACTIONS, MASK)]
+    world_model = bench.runner.world_model
+    with torch.no_grad():
+        z, (h, _) = world_model.burn_in(*arrays)
+    np.testing.assert_allclose(shard[0][Columns.OBS][:, 0], world_model.features(z, h).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_dreamer_acts_with_the_published_policy(bench: Bench):
+    (shard,) = ray.get(bench.dream([20]).shard_refs)
+    with torch.no_grad():
+        batch = {Columns.OBS: torch.as_tensor(shard[0][Columns.OBS])}
+        expected = bench.runner.module.forward_exploration(batch)[Columns.ACTION_DIST_INPUTS]
+    np.testing.assert_allclose(shard[0][Columns.ACTION_DIST_INPUTS], expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_dreamer_repeats_itself_for_a_seed(bench: Bench):
+    (one,), (again,), (other,) = (ray.get(bench.dream([20], seed=seed).shard_refs) for seed in (1, 1, 2))
+    assert all(np.array_equal(one[0][name], again[0][name]) for name in one[0])
+    assert not np.array_equal(one[0][Columns.OBS], other[0][Columns.OBS])
+
+
+def test_dreamer_without_weights_says_so_and_lives_on(no_ray: None):
+    bench = Bench()
+    failure = bench.dream([5])
+    assert isinstance(failure, DreamFailure)
+    assert "no weights yet" in failure.error
+    bench.publish(0)
+    assert bench.dream([5]).rows == [5]

@@ -83,7 +83,10 @@ def test_seeds_repeat_and_differ():
 
 
 def test_without_a_seed_episodes_are_fresh():
-    assert evaluate_policy(ByTheClock(), Uneven, 40, seed=None).lengths != evaluate_policy(ByTheClock(), Uneven, 40, seed=None).lengths
+    assert (
+        evaluate_policy(ByTheClock(), Uneven, 40, seed=None).lengths
+        != evaluate_policy(ByTheClock(), Uneven, 40, seed=None).lengths
+    )
 
 
 @pytest.mark.parametrize("seed", [2**31 - 1, 2**31 - MAX_LANES])

@@ -1,4 +1,4 @@
-"""Every part an actor of its own: what each does, and what its death costs. One algorithm serves most tests, in order."""
+"""Every part an actor of its own: what each does, and what its death costs. Most tests share one algorithm."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def remote_config(**overrides):
 def algorithm(local_ray):
     algorithm = remote_config().build_algo()
     yield algorithm
-    algorithm.stop()
+    if algorithm._pool.num_healthy:  # else the last test has stopped it
+        algorithm.stop()
 
 
 @pytest.fixture
@@ -62,6 +63,17 @@ def everyone_is_there(algorithm) -> bool:
 
 def steps_of(algorithm) -> int:
     return algorithm._state.num_env_steps
+
+
+def all_pids(algorithm) -> list[int]:
+    actors = [
+        *env_runners(algorithm).values(),
+        *dreamers(algorithm).values(),
+        *learners(algorithm).values(),
+        algorithm._server,
+        algorithm._replay.service,
+    ]
+    return [pid_of(actor) for actor in actors]
 
 
 def server_record(algorithm) -> dict:
@@ -82,15 +94,8 @@ def versions(actor) -> tuple[int, int, int]:
 
 
 def test_every_part_is_a_process_of_its_own(algorithm):
-    actors = [
-        *env_runners(algorithm).values(),
-        *dreamers(algorithm).values(),
-        *learners(algorithm).values(),
-        algorithm._server,
-        algorithm._replay.service,
-    ]
-    assert len(actors) == 7
-    pids = [pid_of(actor) for actor in actors]
+    pids = all_pids(algorithm)
+    assert len(pids) == 7
     assert len({*pids, os.getpid()}) == 8
 
 
@@ -192,7 +197,8 @@ def test_a_dreamer_dies_while_it_dreams(mixed, monkeypatch):
 
     monkeypatch.setattr(mixed._pool, "_run", kill_during_the_first_call)
     os.kill(victim, signal.SIGSTOP)  # so that its order is surely not done when it dies
-    steps = assert_exact(mixed.train(), RATIO, ROUNDS, steps_of(mixed))
+    steps = steps_of(mixed)
+    steps = assert_exact(mixed.train(), RATIO, ROUNDS, steps)
     assert len(shares[0]) == 2 and shares[1] == shares[0][:1], "the lost share was not ordered again"
 
     monkeypatch.undo()
@@ -258,7 +264,8 @@ def test_an_env_runner_dies(mixed):
     steps = steps_of(mixed)
     end(victim)
     results = train_until(
-        mixed, lambda result: result["restarts"]["env_runners"] and mixed.env_runner_group.num_healthy_remote_workers() == 2
+        mixed,
+        lambda result: result["restarts"]["env_runners"] and mixed.env_runner_group.num_healthy_remote_workers() == 2,
     )
     results.append(mixed.train())
     for result in results:
@@ -288,97 +295,130 @@ def test_all_env_runners_dead_at_once(mixed):
 
 
 def test_a_learner_that_raised_ends_training(mixed):
-    """RLlib takes it out of service and goes on with no learner at all (last test of the shared algorithm)."""
+    """RLlib takes it out of service and goes on with no learner at all; and `stop` still ends every actor.
+
+    Last test of the shared algorithm.
+    """
+    pids = all_pids(mixed)
     mixed.learner_group.foreach_learner(lambda learner: 1 // 0)
-    with pytest.raises((LearnerError, ZeroDivisionError), match=r"out of service|division"):
-        mixed.train()
     with pytest.raises(LearnerError, match="Resume the run from its last checkpoint"):
         mixed.train()
+    with pytest.raises(LearnerError):
+        mixed.train()
+    mixed.stop()
+    assert_gone(pids)
 
 
-# --- others -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.timeout(180)  # learners that wait for each other do so for ever
-class TestTwoLearners:
-    RATIOS = ((0, 0.9), (130, 0.9), (131, 0.0))
-
-    @pytest.fixture(scope="class")
-    def pair(self, local_ray):
-        # 17 rows each: nothing divides evenly, and the episodes of a shard end where they may.
-        algorithm = remote_config(
-            imagination_ratio=[list(point) for point in self.RATIOS],
-            num_learners=2,
-            num_env_runners=0,
-            num_envs_per_env_runner=3,
-            num_dreamers=1,
-            train_batch_size_per_learner=17,
-        ).build_algo()
-        yield algorithm
-        algorithm.stop()
-
-    def test_rows_are_exact_over_both_and_weights_stay_equal(self, pair):
-        steps, ratios = 0, []
-        for _ in range(7):
-            ratio = 0.9 if steps <= 130 else 0.0
-            result = pair.train()
-            real, steps = result["num_env_steps_sampled_lifetime"] - steps, result["num_env_steps_sampled_lifetime"]
-            if result["phase"] == "mixed":
-                expected = [real, round(real * ratio / (1 - ratio))]
-                assert result["imagination"]["rows_by_round"] == [expected] * (ROUNDS if ratio else 1)
-                ratios.append(ratio)
-        assert {0.0, 0.9} == set(ratios)
-        first, second = (r.get()["rl_module"] for r in pair.learner_group.foreach_learner(lambda x: x.get_state()))
-        for module_id in (DEFAULT_MODULE_ID, WORLD_MODEL_MODULE_ID):
-            assert first[module_id].keys() == second[module_id].keys()
-            for name, value in first[module_id].items():
-                np.testing.assert_array_equal(value, second[module_id][name])
-
-    def test_each_learner_gets_its_own_dreams(self, pair):
-        refs = [[ray.put([{"learner": index}])] for index in range(2)]
-        seen = [
-            result.get()
-            for result in pair.learner_group.foreach_learner(
-                lambda learner: ray.get(refs[learner._learner_index])[0][0]["learner"]
-            )
-        ]
-        assert seen == [0, 1]
-
-    def test_a_learner_dies(self, pair):
-        end(pid_of(learners(pair)[0]))
-        with pytest.raises((LearnerError, ray.exceptions.RayError)):
-            pair.train()
-
-
-def test_a_dreamer_whose_code_raises_ends_training(local_ray):
-    """FaultAwareApply would restart the actor for ever, with training going on at ratio 0."""
-    algorithm = remote_config(
-        num_env_runners=0, num_learners=0, num_dreamers=1, mdn_rnn_class="broken_models.RaisesInDreams"
-    ).build_algo()
-    try:
-        [dreamer] = dreamers(algorithm).values()
-        pid = pid_of(dreamer)
-        assert [algorithm.train()["phase"] for _ in range(2)] == ["random", "pretrain"]
-        start = time.monotonic()
-        with pytest.raises(DreamerError, match="this M cannot dream"):
-            algorithm.train()
-        assert time.monotonic() - start < 30
-        assert pid_of(dreamer) == pid, "the actor was restarted for an error of its code"
-    finally:
-        algorithm.stop()
-
-
-def test_stop_ends_every_actor(local_ray):
-    algorithm = remote_config(num_dreamers=1, num_env_runners=1, num_learners=0).build_algo()
-    actors = [
-        *env_runners(algorithm).values(),
-        *dreamers(algorithm).values(),
-        algorithm._server,
-        algorithm._replay.service,
-    ]
-    pids = [pid_of(actor) for actor in actors]
-    algorithm.stop()
+def assert_gone(pids: list[int]) -> None:
     deadline = time.monotonic() + 20
     while alive := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]:
         assert time.monotonic() < deadline, f"{len(alive)} of {len(pids)} processes are still there"
         time.sleep(0.2)
+
+
+# --- two learners ----------------------------------------------------------------------------------------------------
+
+SCHEDULE = [[0, 0.9], [130, 0.9], [131, 0.0]]
+
+
+@pytest.fixture(scope="module")
+def pair(local_ray):
+    """Two learners with 17 real rows each: nothing divides evenly, and episodes end where they may."""
+    algorithm = remote_config(
+        imagination_ratio=SCHEDULE,
+        num_learners=2,
+        num_env_runners=0,
+        num_envs_per_env_runner=3,
+        num_dreamers=1,
+        train_batch_size_per_learner=17,
+    ).build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+def _record_merges(learner) -> None:
+    learner.merges, original = [], learner._merge
+
+    def merge(sources):
+        learner.merges.append([len(source["obs"]) for source in sources])
+        return original(sources)
+
+    learner._merge = merge
+
+
+@pytest.mark.timeout(180)  # learners that wait for each other do so for ever
+def test_two_learners_merge_exactly_and_stay_equal(pair):
+    pair.learner_group.foreach_learner(_record_merges)
+    steps, rows, ratios = 0, [], set()
+    for _ in range(7):
+        ratio = 0.9 if steps <= 130 else 0.0
+        result = pair.train()
+        real, steps = result["num_env_steps_sampled_lifetime"] - steps, result["num_env_steps_sampled_lifetime"]
+        if result["phase"] == "mixed":
+            expected = [real, round(real * ratio / (1 - ratio))]
+            rows += [expected] * (ROUNDS if ratio else 1)
+            assert result["imagination"]["rows_by_round"] == rows[-ROUNDS if ratio else -1 :]
+            ratios.add(ratio)
+    assert ratios == {0.0, 0.9}
+    # What each learner really merged: shares of equal length, which make up the whole.
+    first, second = (r.get() for r in pair.learner_group.foreach_learner(lambda learner: learner.merges))
+    assert [[a + b for a, b in zip(*shares, strict=True)] for shares in zip(first, second, strict=True)] == [
+        expected for expected in rows if expected[1]
+    ]
+    assert all(abs(a - b) <= 1 for shares in zip(first, second, strict=True) for a, b in zip(*shares, strict=True))
+    first, second = (r.get()["rl_module"] for r in pair.learner_group.foreach_learner(lambda x: x.get_state()))
+    for module_id in (DEFAULT_MODULE_ID, WORLD_MODEL_MODULE_ID):
+        assert first[module_id].keys() == second[module_id].keys()
+        for name, value in first[module_id].items():
+            np.testing.assert_array_equal(value, second[module_id][name])
+
+
+def test_one_of_two_learners_dies(pair):
+    """Training on the other one alone would be silent, and half as much."""
+    end(pid_of(learners(pair)[0]))
+    with pytest.raises((LearnerError, ray.exceptions.RayError)):
+        pair.train()
+
+
+# --- dreamers with a defect ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dreams_with(local_ray):
+    """Builds an algorithm with a given M and one remote dreamer, and goes through the phases before the first dream."""
+    algorithms = []
+
+    def build(mdn_rnn_class):
+        algorithm = remote_config(
+            num_env_runners=0, num_learners=0, num_dreamers=1, mdn_rnn_class=mdn_rnn_class
+        ).build_algo()
+        algorithms.append(algorithm)
+        assert [algorithm.train()["phase"] for _ in range(2)] == ["random", "pretrain"]
+        return algorithm
+
+    yield build
+    for algorithm in algorithms:
+        algorithm.stop()
+
+
+def test_a_dreamer_whose_code_raises_ends_training(dreams_with):
+    """FaultAwareApply would restart the actor for ever, with training going on at ratio 0."""
+    algorithm = dreams_with("broken_models.RaisesInDreams")
+    [dreamer] = dreamers(algorithm).values()
+    pid = pid_of(dreamer)
+    start = time.monotonic()
+    with pytest.raises(DreamerError, match="this M cannot dream"):
+        algorithm.train()
+    assert time.monotonic() - start < 30
+    assert pid_of(dreamer) == pid, "the actor was restarted for an error of its code"
+
+
+def test_dreamers_that_cannot_be_built_end_training(dreams_with, tmp_path, monkeypatch):
+    """Ray does not restart an actor whose constructor raised: waiting for it would be waiting for ever."""
+    (tmp_path / "only_in_the_driver.py").write_text("from broken_models import RaisesInDreams\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    algorithm = dreams_with("only_in_the_driver.RaisesInDreams")
+    start = time.monotonic()
+    with pytest.raises(DreamerError, match="only_in_the_driver"):
+        algorithm.train()
+    assert time.monotonic() - start < 30

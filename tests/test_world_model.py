@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,11 +15,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `python tests/test_world_model.py` also works before installation
+
 from custom_models import CustomMDNRNN, CustomVAE, NotAVAE
 from tiny import RANDOM_STEPS, ROUNDS, TRAIN_BATCH, tiny_config
 from tiny_models import HIDDEN_DIM, LATENT_DIM, OBSERVATION_DIM, mdn_config, sequences, vae_config, world_model
-from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from wm_rllib.metrics import progress_row
 from wm_rllib.models import MDNRNN, VariationalAutoencoder
@@ -108,7 +114,9 @@ class TestVAE:
         losses = vae.losses(observations, torch.ones(2, 3, dtype=torch.bool))
         assert torch.equal(losses.total, losses.reconstruction)
         assert losses.kl_divergence > 0
-        for total, reconstruction in zip(gradients(vae, losses.total), gradients(vae, losses.reconstruction), strict=True):
+        for total, reconstruction in zip(
+            gradients(vae, losses.total), gradients(vae, losses.reconstruction), strict=True
+        ):
             assert torch.equal(total, reconstruction)
 
     @pytest.mark.parametrize("beta", [0.5, 1.0, 40.0])
@@ -205,7 +213,9 @@ def reference_mixture(params: MixtureParams, temperature: float = 1.0) -> Mixtur
     """The same mixture by torch: over vectors if joint, else one for each dimension."""
     sigma = params.log_sigma.exp() * math.sqrt(temperature)
     if params.joint:
-        return MixtureSameFamily(Categorical(logits=params.log_pi / temperature), Independent(Normal(params.mean, sigma), 1))
+        return MixtureSameFamily(
+            Categorical(logits=params.log_pi / temperature), Independent(Normal(params.mean, sigma), 1)
+        )
     weights = Categorical(logits=params.log_pi.mT / temperature)
     return MixtureSameFamily(weights, Normal(params.mean.mT, sigma.mT))
 
@@ -281,7 +291,9 @@ class TestMDNRNN:
     @pytest.mark.parametrize("mixture", ["joint", "per_dimension"])
     def test_mixture_weights_sum_to_one(self, mixture: Any):
         mdn = MDNRNN(mdn_config(mixture=mixture))
-        log_pi = mdn.predict(torch.randn(5, HIDDEN_DIM), torch.randn(5, LATENT_DIM), torch.randn(5, 2)).next_latent.log_pi
+        log_pi = mdn.predict(
+            torch.randn(5, HIDDEN_DIM), torch.randn(5, LATENT_DIM), torch.randn(5, 2)
+        ).next_latent.log_pi
         total = log_pi.exp().sum(-1 if mixture == "joint" else -2)
         torch.testing.assert_close(total, torch.ones_like(total))
 
@@ -310,7 +322,9 @@ class TestMDNRNN:
     @pytest.mark.parametrize("joint", [True, False])
     def test_components_are_chosen_for_the_whole_latent_or_for_each_dimension(self, joint: bool):
         means = torch.tensor([-100.0, 100.0])[:, None].expand(2, LATENT_DIM)
-        params = MixtureParams(torch.full((2,) if joint else (2, LATENT_DIM), math.log(0.5)), means, torch.zeros(2, LATENT_DIM))
+        params = MixtureParams(
+            torch.full((2,) if joint else (2, LATENT_DIM), math.log(0.5)), means, torch.zeros(2, LATENT_DIM)
+        )
         signs = draw(params, 10_000, 1.0).sign()
         agreement = (signs[:, 0] == signs[:, 1]).float().mean().item()
         assert agreement == 1.0 if joint else abs(agreement - 0.5) < 5 * 0.5 / 100
@@ -322,7 +336,9 @@ class TestMDNRNN:
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.bias += bias
-        log_sigma = mdn.predict(torch.randn(2, HIDDEN_DIM), torch.randn(2, LATENT_DIM), torch.randn(2, 2)).next_latent.log_sigma
+        log_sigma = mdn.predict(
+            torch.randn(2, HIDDEN_DIM), torch.randn(2, LATENT_DIM), torch.randn(2, 2)
+        ).next_latent.log_sigma
         assert torch.all(log_sigma == bound)
 
     def test_residual_means_are_offsets_from_the_latent(self):
@@ -370,7 +386,11 @@ class TestMDNRNN:
     def test_padding_equals_no_padding(self):
         model, batch = world_model(), sequences([3, 3], 8)
         short = SequenceBatch(
-            batch.observations[:, :4], batch.actions[:, :3], batch.rewards[:, :3], batch.terminateds[:, :3], batch.mask[:, :3]
+            batch.observations[:, :4],
+            batch.actions[:, :3],
+            batch.rewards[:, :3],
+            batch.terminateds[:, :3],
+            batch.mask[:, :3],
         )
         torch.manual_seed(1)
         padded = model.losses(batch)
@@ -411,6 +431,12 @@ class TestMDNRNN:
         assert all(gradient is None for gradient in gradients(model.mdn_rnn, vae.total))
         assert all(gradient is not None for gradient in gradients(model.vae, vae.total))
         assert all(gradient is not None for gradient in gradients(model.mdn_rnn, mdn.total))
+
+    def test_m_sends_no_gradient_into_latents_given_to_it(self):
+        z = torch.randn(2, 4, LATENT_DIM, requires_grad=True)
+        rest = torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)
+        MDNRNN(mdn_config()).losses(z, torch.randn(2, 3, 2), torch.randn(2, 3), *rest).total.backward()
+        assert z.grad is None
 
     def test_m_learns_on_the_means_whatever_mode_v_is_in(self):
         model, batch = world_model(), sequences([4, 6], 6)
@@ -536,8 +562,10 @@ class TestWorldModelPPOTrainer:
 
     @pytest.mark.parametrize(
         "name",
-        ["imagination/ratio", "imagination/horizon", "imagination/return_gap", "rows/real", "rows/imagined"]
-        + ["ppo/policy_loss", "ppo/vf_loss", "ppo/entropy", "seconds/fit", "seconds/dream", "seconds/update"],
+        [
+            *("imagination/ratio", "imagination/horizon", "imagination/return_gap", "rows/real", "rows/imagined"),
+            *("ppo/policy_loss", "ppo/vf_loss", "ppo/entropy", "seconds/fit", "seconds/dream", "seconds/update"),
+        ],
     )
     def test_imagination_is_reported_in_the_mixed_phase(self, run: Any, name: str):
         _, results, _ = run
@@ -565,7 +593,7 @@ class TestWorldModelPPOTrainer:
     def test_world_model_still_learns_in_the_mixed_phase(self, run: Any):
         _, results, weights = run
         units = {name for name in weights[0][0] if name.endswith(("_mean", "_scale"))}
-        for (before, policy_before), (after, policy_after) in zip(weights[2:-1], weights[3:], strict=True):
+        for (before, policy_before), (after, policy_after) in itertools.pairwise(weights[2:]):
             assert moved(before, after) == set(before) - units
             assert moved(policy_before, policy_after)
         assert [result["world_model"]["version"] for result in results] == [0, 1, 2, 3, 4]

@@ -45,7 +45,7 @@ def mdn_config(**changes: Any) -> MDNRNNConfig:
 def world_model(
     action_space: gym.Space[Any] | None = None, *, mdn: dict[str, Any] | None = None, **changes: Any
 ) -> WorldModel:
-    """V and M for an action space, Discrete(2) if none is given; `mdn` changes M's settings, the rest the model's own."""
+    """V and M for an action space, Discrete(2) by default; `mdn` changes M's settings, the rest the model's own."""
     space = action_space or gym.spaces.Discrete(2)
     width = ActionCodec(space, normalized=True).dim
     config = WorldModelConfig(

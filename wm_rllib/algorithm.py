@@ -24,6 +24,7 @@ from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.dreamer import Dreamed, DreamerSpec
 from wm_rllib.dreamer_pool import DreamerPool, DreamHarvest, DreamOrder
 from wm_rllib.env_runner import CollectRequest, WorldModelEnvRunner
+from wm_rllib.environment_check import check_environment
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
 from wm_rllib.iteration import IterationReport
@@ -74,6 +75,7 @@ class WorldModelPPO(PPO):
     def setup(self, config: WorldModelPPOConfig) -> None:
         """Builds RLlib's parts, then the parameter server, the replay and the dreamers."""
         set_log_level(config.wm_log_level)
+        check_environment(config, self.env_creator)
         request = self.default_resource_request(config)
         placement.check_cluster(request)
         super().setup(config)

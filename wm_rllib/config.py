@@ -16,6 +16,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from wm_rllib.connectors import FeatureConnector
 from wm_rllib.env_runner import WorldModelEnvRunner
+from wm_rllib.environment_check import NO_MULTI_AGENT
 from wm_rllib.evaluation import MAX_LANES
 from wm_rllib.evaluation_runners import evaluate_greedily
 from wm_rllib.learner import WorldModelPPOLearner
@@ -25,7 +26,7 @@ from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.settings import check_attrs
-from wm_rllib.spaces import ActionCodec, check_action_space
+from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
 from wm_rllib.world_model_module import WORLD_MODEL_CONFIG, WorldModelRLModule
 
 
@@ -64,6 +65,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.reward_loss_coeff = 1.0
         self.termination_loss_coeff = 5.0
         self.world_model_grad_clip: float | None = 10.0
+        self.fit_final_lr_fraction = 0.05
         self.sequence_length = 32
         self.sequence_batch_size = 32
         self.updates_per_step = 1.0
@@ -148,6 +150,7 @@ class WorldModelPPOConfig(PPOConfig):
         reward_loss_coeff: float = NotProvided,
         termination_loss_coeff: float = NotProvided,
         world_model_grad_clip: float | None = NotProvided,
+        fit_final_lr_fraction: float = NotProvided,
         sequence_length: int = NotProvided,
         sequence_batch_size: int = NotProvided,
         updates_per_step: float = NotProvided,
@@ -176,6 +179,7 @@ class WorldModelPPOConfig(PPOConfig):
             reward_loss_coeff: Weight of the reward error.
             termination_loss_coeff: Weight of the termination cross-entropy.
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
+            fit_final_lr_fraction: Learning rates of V and M at the end of each fit, as a fraction of those at its start.
             sequence_length: Transitions in a training sequence.
             sequence_batch_size: Sequences in a gradient step.
             updates_per_step: World-model gradient steps for each real env step of the mixed phase.
@@ -243,9 +247,7 @@ class WorldModelPPOConfig(PPOConfig):
         """Checks every setting alone (`wm_rllib.settings`) and together; raises ValueError before any actor starts."""
         check_attrs(self)
         if self.is_multi_agent:
-            self._value_error(
-                "multi-agent environments are not supported: WorldModelPPO has one policy and one world model."
-            )
+            self._value_error(NO_MULTI_AGENT)
         if self.num_aggregator_actors_per_learner:
             self._value_error("num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE.")
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
@@ -329,6 +331,7 @@ class WorldModelPPOConfig(PPOConfig):
         before = pipeline.connectors[position - 1] if position else None
         observation_space = before.observation_space if before else pipeline.input_observation_space
         action_space = pipeline.input_action_space
+        check_spaces(observation_space, action_space, vectors_only=self.vae_class is None)
         features = FeatureConnector(
             observation_space, action_space, config=self.world_model_config(observation_space, action_space)
         )

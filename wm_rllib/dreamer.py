@@ -139,7 +139,7 @@ class Dreamer(FaultAwareApply):
         return Dreamed(
             shard_refs=refs,
             rows=request.rows,
-            num_segments=lanes.num_segments,
+            num_segments=sum(block.num_segments for shard in shards for block in shard),
             sequence=self._client.sequence,
             world_model_version=self._client.world_model_version,
             policy_version=self._client.policy_version,

@@ -146,6 +146,7 @@ class DreamerPool:
         self._manager.probe_unhealthy_actors(timeout_seconds=patience, mark_healthy=True)
         ids = self._manager.healthy_actor_ids()
         if self._local is None and not ids:
+            self._raise_if_none_can_come_back()
             return
         requests = self._requests(order, missing, len(ids) or 1, seed)
         for result in self._run(requests, ids):
@@ -188,6 +189,19 @@ class DreamerPool:
             timeout_seconds=self._timeout_s,
         )
         return [result.get() for result in results.ignore_errors()]
+
+    def _raise_if_none_can_come_back(self) -> None:
+        """Ray does not restart an actor whose constructor raised: waiting for it would be waiting for ever."""
+        error: Exception | None = None
+        for actor in self._manager.actors().values():
+            try:
+                ray.get(actor.ping.remote(), timeout=RETRY_PAUSE_S)
+                return
+            except ray.exceptions.ActorDiedError as death:
+                error = death
+            except ray.exceptions.RayError:  # no answer in time, or it is restarting
+                return
+        raise DreamerError(f"all dreamers are dead for good; the last one's error was:\n{error}")
 
     def _count_failure(self, failure: DreamFailure) -> None:
         self._failures_in_a_row += 1

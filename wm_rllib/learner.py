@@ -19,6 +19,7 @@ from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
 from wm_rllib.advantages import standardise, value_targets
+from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
@@ -40,12 +41,14 @@ class WorldModelPPOLearner(PPOTorchLearner):
 
     def build(self) -> None:
         """Builds RLlib's learner; threads are set first, since cores are shared with env runners and dreamers."""
+        set_log_level(self.config.wm_log_level)
         if self.config.learner_num_threads:
             torch.set_num_threads(self.config.learner_num_threads)
         self._imagined: Sequence[ray.ObjectRef] = ()
         self._real_rows: int | None = None
         self._fit_losses: list[dict[str, Tensor]] = []
         self._fitting = False
+        self._fit_steps = 1
         super().build()
 
     # --- updates -----------------------------------------------------------------------------------------------------
@@ -80,6 +83,9 @@ class WorldModelPPOLearner(PPOTorchLearner):
         if training_data.episodes is None:
             batch = super()._make_batch_if_necessary(training_data)
             self._fitting = WORLD_MODEL_MODULE_ID in batch.policy_batches
+            if self._fitting:
+                sequences = len(batch.policy_batches[WORLD_MODEL_MODULE_ID])
+                self._fit_steps = -(-sequences // self.config.sequence_batch_size)
             return batch
         self._fitting = False
         if not self._imagined:
@@ -195,6 +201,20 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
                 torch.nn.utils.clip_grad_norm_(params, config.world_model_grad_clip)
         return module_gradients_dict
+
+    def apply_gradients(self, gradients_dict: Any) -> None:
+        """RLlib's optimiser steps; a fit's learning rates fall linearly to a fraction of themselves on its way.
+
+        Adam's noise at a constant rate moves V's latents by about as much as M's finest sigma, so that M chases them and
+        dreams get blurred. Annealed, each published world model is a settled one.
+        """
+        if self._fitting:
+            done = (len(self._fit_losses) - 1) / max(1, self._fit_steps - 1)
+            scale = 1.0 - (1.0 - self.config.fit_final_lr_fraction) * min(1.0, done)
+            for _, optimizer in self.get_optimizers_for_module(WORLD_MODEL_MODULE_ID):
+                base = self._optimizer_lr_schedules[optimizer].get_current_value()
+                self._set_optimizer_lr(optimizer, lr=float(base) * scale)
+        super().apply_gradients(gradients_dict)
 
     # --- what the algorithm asks of learners --------------------------------------------------------------------------
 

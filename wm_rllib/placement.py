@@ -87,8 +87,10 @@ def make_replay(config: Any, seed: int | None) -> Any:
     """The replay: an actor on the driver's node, so that it can write checkpoints itself, or an object."""
     if not config.replay_is_remote:
         return ReplayService(config.replay_capacity, seed)
-    options = _in_bundle(0)
-    if not options:
+    options: dict[str, Any] = _in_bundle(0)
+    if options:
+        options["num_cpus"] = 0  # Tune's trial actor holds all of bundle 0, the replay's CPUs included
+    else:
         node = ray.get_runtime_context().get_node_id()
         options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
     actor = ray.remote(num_cpus=config.num_cpus_for_replay)(ReplayService)

@@ -113,11 +113,12 @@ class SequenceReplay(EpisodeReplayBuffer):
 
     def get_state(self) -> dict[str, Any]:
         """The whole buffer and its generator."""
-        return {**super().get_state(), "rng": self.rng.bit_generator.state}
+        return {**super().get_state(), "_indices": list(self._indices), "rng": self.rng.bit_generator.state}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned."""
-        super().set_state(state)
+        self.episodes.clear()  # RLlib's buffer keeps what it holds, under the indices of the state, unless it is empty
+        super().set_state({**state, "_indices": list(state["_indices"])})
         self.rng.bit_generator.state = state["rng"]
 
 

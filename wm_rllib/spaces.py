@@ -23,15 +23,21 @@ SUPPORTED_ACTIONS = "Discrete, MultiDiscrete or Box with one axis"
 SUPPORTED_OBSERVATIONS = "Box"
 
 
-def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
-    """Raises ValueError, in one clear message, unless the world model can handle both spaces."""
+def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any], *, vectors_only: bool = True) -> None:
+    """Raises ValueError, in one clear message, unless the world model can handle both spaces.
+
+    Args:
+        observation_space: What V gets.
+        action_space: In env space.
+        vectors_only: Whether V is the default one, which takes one axis.
+    """
     if not isinstance(observation_space, Box):
         raise ValueError(
             f"observation space {observation_space} is not supported: it must be {SUPPORTED_OBSERVATIONS}. Fix: wrap "
             "the environment, for example with gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete), or add "
             "an env-to-module connector that writes a Box observation."
         )
-    if len(observation_space.shape) != 1:
+    if vectors_only and len(observation_space.shape) != 1:
         raise ValueError(
             f"observation space of shape {observation_space.shape} is not supported: the default V takes vectors (one "
             "axis). Fix: flatten the observation, or give your own V (world_model.vae.class) for this shape."
@@ -60,7 +66,7 @@ class ActionCodec:
 
     Args:
         action_space: A Discrete, MultiDiscrete or one-axis Box space.
-        normalized: RLlib's `normalize_actions`: whether policy space is [-1, 1] on bounded Box dimensions.
+        normalized: RLlib's `normalize_actions`: whether policy space is [-1, 1] in a Box with bounds in all dimensions.
 
     Attributes:
         dim: A, the width of the model input.
@@ -75,7 +81,9 @@ class ActionCodec:
             bounded = np.asarray(action_space.bounded_below & action_space.bounded_above)
             low = np.where(bounded, action_space.low, -1.0).astype(np.float32)
             high = np.where(bounded, action_space.high, 1.0).astype(np.float32)
-            self._bounded, self._low, self._high, self._normalized = bounded, low, high, normalized
+            self._bounded, self._low, self._high = bounded, low, high
+            # RLlib unsquashes all dimensions or, if one of them has no bound, none.
+            self._normalized = normalized and bool(bounded.all())
         else:
             sizes = [action_space.n] if isinstance(action_space, Discrete) else action_space.nvec  # type: ignore[attr-defined]
             self._nvec = tuple(int(size) for size in sizes)

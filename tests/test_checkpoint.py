@@ -1,0 +1,406 @@
+"""Contract 7: a checkpoint is the whole state, and a run that was killed and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from remote import dreamers, env_runners, train_until
+from tiny import tiny_config
+
+from wm_rllib import WorldModelPPO, load_policy
+from wm_rllib.metrics import progress_row
+from wm_rllib.policy import WorldModelPolicy
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+FREQUENCY = 4
+ONLY_GROW = ("sequence", "published_at")
+"""What an in-place restore does not take back (contract 5)."""
+
+
+def make_config(env="CartPole-v1", **overrides):
+    """Everything that has a state switched on: KL penalty, fractions of updates, evaluations, several envs."""
+    config = tiny_config(
+        env,
+        **{
+            "imagination_ratio": 0.8,
+            "num_envs_per_env_runner": 2,
+            "updates_per_step": 0.11,
+            "checkpoint_frequency": FREQUENCY,
+            "use_kl_loss": True,
+            "kl_coeff": 0.3,
+            "lr": 3e-3,
+            "evaluation_interval_steps": 64,
+            "evaluation_duration": 3,
+            **overrides,
+        },
+    )
+    return config
+
+
+@pytest.fixture
+def build():
+    """Builds or restores algorithms, and stops them at the end of the test."""
+    algorithms = []
+
+    def build(config=None, checkpoint=None):
+        algorithms.append(config.build_algo() if config else WorldModelPPO.from_checkpoint(str(checkpoint)))
+        return algorithms[-1]
+
+    yield build
+    for algorithm in algorithms:
+        algorithm.stop()
+
+
+def replay_state(algorithm) -> dict:
+    service = algorithm._replay.service
+    state = service.get_state() if hasattr(service, "_replay") else ray.get(service.get_state.remote())
+    # RLlib names episodes at random; a name means nothing but which chunks belong together.
+    names = {name: number for number, name in enumerate(episode["id_"] for episode in state["episodes"])}
+    for episode in state["episodes"]:
+        episode["id_"] = names[episode["id_"]]
+    state["episode_id_to_index"] = {names[name]: index for name, index in state["episode_id_to_index"] if name in names}
+    return state
+
+
+def snapshot(algorithm) -> dict:
+    """All that contract 7 names, apart from what only grows."""
+    learner = algorithm.learner_group.get_state()["learner"]
+    training = algorithm._state.to_dict()
+    return {
+        "modules": learner["rl_module"],
+        "optimizers": learner["optimizer"],
+        "kl": learner["kl_coeffs"],
+        "replay": replay_state(algorithm),
+        "training": {name: value for name, value in training.items() if name not in ONLY_GROW},
+        "iteration": algorithm.iteration,
+    }
+
+
+def assert_equal(one, other, where=""):
+    """Bit for bit, through dicts, lists, arrays and tensors."""
+    if isinstance(one, torch.Tensor):
+        one, other = one.numpy(), other.numpy()
+    if isinstance(one, np.ndarray):
+        np.testing.assert_array_equal(one, other, err_msg=where)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_equal(one[name], other[name], f"{where}/{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    elif hasattr(one, "__dict__") and not isinstance(one, type):
+        assert_equal(vars(one), vars(other), where)
+    else:
+        assert one == other or one is other or (one != one and other != other), f"{where}: {one} != {other}"
+
+
+def without_times(result: dict) -> dict:
+    row = progress_row(result)
+    return {name: value for name, value in row.items() if not name.startswith(("seconds/", "steps_per_second/"))}
+
+
+# --- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_in_it(build, tmp_path):
+    algorithm = build(make_config())
+    for _ in range(6):
+        algorithm.train()
+    saved = snapshot(algorithm)
+    # Nothing of it is what a new algorithm has anyway.
+    new = snapshot(build(make_config()))
+    assert saved["kl"][DEFAULT_MODULE_ID] != pytest.approx(0.3)
+    for name in ("num_env_steps", "world_model_version", "policy_version", "num_evaluations", "evaluated_at"):
+        assert saved["training"][name] > new["training"][name]
+    assert 0 < saved["training"]["pending_updates"] < 1
+    assert saved["training"]["phase"] == "mixed" != new["training"]["phase"]
+    assert saved["replay"]["rng"] != new["replay"]["rng"]
+    assert len(saved["optimizers"]) == 3  # V's, M's and C's
+    for state in saved["optimizers"].values():
+        assert all(moments["exp_avg"].any() for moments in state["state"]["state"].values())
+
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    assert_equal(snapshot(algorithm), saved)  # saving changes nothing
+    restored = build(checkpoint=path)
+    assert_equal(snapshot(restored), saved)
+    assert restored._state.sequence > algorithm._state.sequence
+    in_place = build(make_config())
+    in_place.restore_from_path(path)
+    assert_equal(snapshot(in_place), saved)
+
+
+def test_get_state_and_set_state_carry_the_replay_too(build):
+    algorithm = build(make_config())
+    for _ in range(3):
+        algorithm.train()
+    state = pickle.loads(pickle.dumps(algorithm.get_state()))
+    other = build(make_config())
+    other.set_state(state)
+    assert_equal(snapshot(other), snapshot(algorithm))
+
+
+# --- killed and resumed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "overrides"),
+    [
+        ("CartPole-v1", {}),
+        ("Pendulum-v1", {"random_collection_steps": 250}),  # Box actions, truncation alone
+        (
+            "CartPole-v1",
+            {"controller_inputs": "z", "imagination_ratio": [[0, 0.0], [200, 1.0]], "dream_batch_size": 90},
+        ),
+    ],
+)
+def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, overrides):
+    """Bit for bit: figures, evaluations and weights, for several iterations after the checkpoint."""
+    config = make_config(env, **overrides)
+    never_killed = build(config.copy(copy_frozen=False))
+    rows = [without_times(never_killed.train()) for _ in range(2 * FREQUENCY + 2)]
+    expected = snapshot(never_killed)
+
+    killed = build(config.copy(copy_frozen=False))
+    before = [without_times(killed.train()) for _ in range(FREQUENCY)]
+    path = killed.save_to_path(str(tmp_path / "checkpoint"))
+    killed.train()  # lost with the kill
+    resumed = build(checkpoint=path)
+    after = [without_times(resumed.train()) for _ in range(FREQUENCY + 2)]
+    assert_equal(before + after, rows)
+    assert_equal(snapshot(resumed), expected)
+    evaluations = [row["evaluation/episode_return_mean"] for row in after]
+    assert any(value is not None for value in evaluations)
+    phases = [row["phase"] for row in rows]
+    assert phases[:3] == ["random", "pretrain", "mixed"]
+
+
+@pytest.mark.parametrize(("iterations", "phase"), [(1, "random"), (2, "pretrain")])
+def test_resumed_before_the_mixed_phase(build, tmp_path, iterations, phase):
+    config = make_config(checkpoint_frequency=1, random_collection_steps=1500)  # two iterations of random collection
+    never_killed = build(config.copy(copy_frozen=False))
+    rows, path = [], None
+    for iteration in range(1, 6):
+        rows.append(without_times(never_killed.train()))
+        if iteration == iterations:
+            path = never_killed.save_to_path(str(tmp_path / "checkpoint"))
+            assert never_killed._state.phase.value == phase
+    assert [row["phase"] for row in rows] == ["random", "random", "pretrain", "mixed", "mixed"]
+    resumed = build(checkpoint=path)
+    assert_equal([without_times(resumed.train()) for _ in range(5 - iterations)], rows[iterations:])
+    assert_equal(snapshot(resumed), snapshot(never_killed))
+
+
+# --- restored in place -----------------------------------------------------------------------------------------------
+
+
+def test_restored_in_place_single_process(build, tmp_path):
+    """What was learned after the checkpoint is gone everywhere, and training repeats itself."""
+    algorithm = build(make_config())
+    for _ in range(FREQUENCY):
+        algorithm.train()
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    first = [without_times(algorithm.train()) for _ in range(3)]
+    weights, sequence = snapshot(algorithm), algorithm._state.sequence
+    algorithm.restore_from_path(path)
+    assert algorithm._state.sequence > sequence
+    assert_equal([without_times(algorithm.train()) for _ in range(3)], first)
+    assert_equal(snapshot(algorithm), weights)
+
+
+def test_changed_learning_rates_win(build, tmp_path):
+    """Population based training restores a checkpoint into an algorithm with other settings."""
+    algorithm = build(make_config(vae_lr=1e-3, mdn_lr=2e-3, lr=3e-3))
+    for _ in range(3):
+        algorithm.train()
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    other = build(make_config(vae_lr=1e-4, mdn_lr=2e-4, lr=3e-4))
+    other.restore_from_path(path)
+
+    def rates():
+        optimizers = other.learner_group.get_state()["learner"]["optimizer"]
+        return {name: state["state"]["param_groups"][0]["lr"] for name, state in optimizers.items()}
+
+    expected = {"vae": 1e-4, "mdn_rnn": 2e-4, DEFAULT_MODULE_ID: 3e-4}
+
+    def rate_of(part):
+        [rate] = [rate for name, rate in rates().items() if part in name]
+        return rate
+
+    assert {part: rate_of(part) for part in expected} == pytest.approx(expected)
+    other.train()  # within a fit the rates of V and M fall; they never rise to the checkpoint's
+    assert all(0 < rate_of(part) <= 1.001 * rate for part, rate in expected.items())
+
+
+@pytest.fixture(scope="module")
+def remote(local_ray):
+    """Every part an actor; an evaluation env runner too."""
+    config = make_config(
+        num_env_runners=1,
+        num_dreamers=1,
+        num_learners=1,
+        num_cpus_per_env_runner=0.3,
+        num_cpus_per_dreamer=0.3,
+        num_cpus_per_learner=0.3,
+        evaluation_num_env_runners=1,
+    )
+    algorithm = config.build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+def _weights(runner) -> tuple[dict, dict]:
+    runner.pull()
+    return (
+        {name: value.numpy() for name, value in runner.world_model.state_dict().items()},
+        {name: np.asarray(value) for name, value in runner.module.get_state().items()},
+    )
+
+
+def _dreamer_weights(dreamer) -> tuple[dict, dict]:
+    dreamer._pull()
+    return (
+        {name: value.numpy() for name, value in dreamer._world_model.state_dict().items()},
+        {name: np.asarray(value) for name, value in dreamer._module.get_state().items()},
+    )
+
+
+def learner_weights(algorithm) -> tuple[dict, dict]:
+    modules = algorithm.learner_group.get_state()["learner"]["rl_module"]
+    prefix = "world_model."
+    return (
+        {name.removeprefix(prefix): value for name, value in modules[WORLD_MODEL_MODULE_ID].items()},
+        modules[DEFAULT_MODULE_ID],
+    )
+
+
+def assert_everyone_has(algorithm, expected) -> None:
+    [runner], [dreamer] = env_runners(algorithm).values(), dreamers(algorithm).values()
+    for actor, method in ((runner, _weights), (dreamer, _dreamer_weights)):
+        world_model, policy = ray.get(actor.__ray_call__.remote(method))
+        assert_equal(world_model, expected[0])
+        assert_equal(policy, {name: expected[1][name] for name in policy})
+
+
+def test_restored_in_place_with_actors(remote, tmp_path):
+    """RLlib skips weights with an old sequence number and remembers the number: acting with the wrong ones."""
+    train_until(remote, lambda result: result["phase"] == "mixed")
+    path = remote.save_to_path(str(tmp_path / "checkpoint"))
+    # The replay is an actor; its contents are in the checkpoint, written by itself.
+    assert (Path(path) / "replay" / "replay.pkl").stat().st_size > 1000
+    saved, weights = snapshot(remote), learner_weights(remote)
+    evaluation = remote.evaluate_return(4)
+    for _ in range(2):
+        remote.train()
+    abandoned = learner_weights(remote)
+    with pytest.raises(AssertionError):
+        assert_equal(abandoned, weights)
+    record = ray.get(remote._server.pull_if_newer.remote(-1))
+
+    remote.restore_from_path(path)
+    assert_equal(snapshot(remote), saved)
+    assert_everyone_has(remote, weights)
+    assert ray.get(remote._server.get_version.remote()) > record[WEIGHTS_SEQ_NO]
+    # The same seeds and weights, so the same episodes.
+    again = remote.evaluate_return(4)
+    assert again == evaluation
+
+    # After the next fit the world model has a version that the dreamer has seen before, with other weights.
+    remote.train()
+    assert_everyone_has(remote, learner_weights(remote))
+
+
+def test_a_checkpoint_does_not_say_where_parts_run(remote, tmp_path):
+    """What actors learned goes on in a single process."""
+    train_until(remote, lambda result: result["phase"] == "mixed")
+    path = remote.save_to_path(str(tmp_path / "checkpoint"))
+    config = remote.config.copy(copy_frozen=False)
+    config.num_learners = config.num_env_runners = config.evaluation_num_env_runners = config.num_dreamers = 0
+    single = config.build_algo()
+    try:
+        single.restore_from_path(path)
+        assert_equal(snapshot(single), snapshot(remote))
+        assert single.train()["imagination"]["rows_by_round"]
+    finally:
+        single.stop()
+
+
+# --- inference -------------------------------------------------------------------------------------------------------
+
+
+def observations_and_actions(policy: WorldModelPolicy, env_id: str, steps: int = 60):
+    """A greedy episode, with what the agent saw and did."""
+    env, seen, done = gym.make(env_id), [], []
+    observation, _ = env.reset(seed=5)
+    policy.reset()
+    for _ in range(steps):
+        seen.append(observation)
+        done.append(policy.compute_action(observation))
+        observation, _, terminated, truncated, _ = env.step(done[-1])
+        if terminated or truncated:
+            break
+    return seen, done
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_loaded_policy_is_the_algorithms(build, tmp_path, env):
+    algorithm = build(make_config(env))
+    train_until(algorithm, lambda result: result["phase"] == "mixed")
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    loaded = load_policy(path)
+    runner = algorithm.env_runner_group.local_env_runner
+    runner.pull()
+    observations, actions = observations_and_actions(WorldModelPolicy(runner.world_model, runner.module), env)
+    loaded.reset()
+    for observation, action in zip(observations, actions, strict=True):
+        np.testing.assert_array_equal(loaded.compute_action(observation), action)
+
+
+def test_loaded_policy_needs_no_ray(build, tmp_path):
+    """In a process of its own: observation in, action out, Ray never started."""
+    algorithm = build(make_config())
+    train_until(algorithm, lambda result: result["phase"] == "mixed")
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    observations, actions = observations_and_actions(load_policy(path), "CartPole-v1")
+    program = textwrap.dedent(
+        """
+        import json, sys
+        import numpy as np, ray
+        from wm_rllib import load_policy
+        policy = load_policy(sys.argv[1])
+        observations = np.asarray(json.loads(sys.stdin.read()), np.float32)
+        actions = [int(policy.compute_action(observation)) for observation in observations]
+        print(json.dumps({"actions": actions, "ray": ray.is_initialized()}))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path],
+        input=json.dumps([observation.tolist() for observation in observations]),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {"actions": [int(a) for a in actions], "ray": False}
+
+
+def test_no_checkpoint_is_one_clear_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "missing", tmp_path / "empty"):
+        with pytest.raises(FileNotFoundError, match="is not a checkpoint of WorldModelPPO"):
+            load_policy(path)

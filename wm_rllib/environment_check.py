@@ -1,0 +1,42 @@
+"""The environment, looked at before any actor starts: one clear error in place of an actor's traceback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+
+logger = logging.getLogger(__name__)
+
+NO_MULTI_AGENT = "multi-agent environments are not supported: WorldModelPPO has one policy and one world model."
+
+
+def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> None:
+    """Makes the environment once, and raises unless this algorithm can learn it.
+
+    One that this process cannot make (a head node may lack its packages) is left to the env runners.
+
+    Args:
+        config: A `WorldModelPPOConfig`.
+        make_env: RLlib's creator of the environment.
+
+    Raises:
+        ValueError: It has several agents, or spaces that are not supported.
+    """
+    try:
+        env = make_env(EnvContext(config.env_config, worker_index=0))
+    except Exception as error:
+        logger.info("the environment was not checked, since it cannot be made here: %s", error)
+        return
+    try:
+        if isinstance(env, MultiAgentEnv):
+            raise ValueError(NO_MULTI_AGENT)
+        spaces = (config.observation_space or env.observation_space, config.action_space or env.action_space)
+    finally:
+        env.close()
+    # Building the pipeline checks what its pieces make of the spaces.
+    config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: spaces})
