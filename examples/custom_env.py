@@ -2,9 +2,8 @@
 
     python examples/custom_env.py
 
-Two places can preprocess. A Gymnasium wrapper, as here for a Dict observation that has to become a Box: it also runs
-wherever the trained agent is used. Or an RLlib env-to-module connector
-(``.env_runners(env_to_module_connector=...)``), which runs in env runners before the features are computed.
+Preprocess in a Gymnasium wrapper, as here for a Dict observation that has to become a Box: it runs wherever the trained
+agent is used, in evaluation and after `load_policy` too.
 """
 
 from typing import Any

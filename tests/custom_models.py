@@ -1,9 +1,12 @@
 """V and M classes that tests name by import path, as users do."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from wm_rllib.models import MDNRNN, VariationalAutoencoder
+from wm_rllib.models.mdn_rnn import Outcome
 
 
 class CustomVAE(VariationalAutoencoder):
@@ -16,11 +19,9 @@ class CustomVAE(VariationalAutoencoder):
 class CustomMDNRNN(MDNRNN):
     """Foretells a reward of 7, whatever comes."""
 
-    def predict(self, next_h: torch.Tensor, z: torch.Tensor, action: torch.Tensor):
-        prediction = super().predict(next_h, z, action)
-        return type(prediction)(
-            prediction.next_latent, torch.full_like(prediction.reward, 7.0), prediction.termination_logit
-        )
+    def outcome(self, z: torch.Tensor, action: torch.Tensor, next_z: torch.Tensor) -> Outcome:
+        outcome = super().outcome(z, action, next_z)
+        return dataclasses.replace(outcome, reward=torch.full_like(outcome.reward, 7.0))
 
 
 class NotAVAE(nn.Module):

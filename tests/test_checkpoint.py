@@ -7,28 +7,22 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
-import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from remote import dreamers, env_runners, train_until
+from remote import train_until
+from snapshots import assert_equal, snapshot
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO, load_policy
 from wm_rllib.metrics import progress_row
 from wm_rllib.policy import WorldModelPolicy
-from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
 FREQUENCY = 4
-ONLY_GROW = ("sequence", "published_at")
-"""What an in-place restore does not take back (contract 5)."""
 
 
 def make_config(env="CartPole-v1", **overrides):
@@ -63,51 +57,6 @@ def build():
     yield build
     for algorithm in algorithms:
         algorithm.stop()
-
-
-def replay_state(algorithm) -> dict:
-    service = algorithm._replay.service
-    state = service.get_state() if hasattr(service, "_replay") else ray.get(service.get_state.remote())
-    # RLlib names episodes at random; a name means nothing but which chunks belong together.
-    names = {name: number for number, name in enumerate(episode["id_"] for episode in state["episodes"])}
-    for episode in state["episodes"]:
-        episode["id_"] = names[episode["id_"]]
-    state["episode_id_to_index"] = {names[name]: index for name, index in state["episode_id_to_index"] if name in names}
-    return state
-
-
-def snapshot(algorithm) -> dict:
-    """All that contract 7 names, apart from what only grows."""
-    learner = algorithm.learner_group.get_state()["learner"]
-    training = algorithm._state.to_dict()
-    return {
-        "modules": learner["rl_module"],
-        "optimizers": learner["optimizer"],
-        "kl": learner["kl_coeffs"],
-        "replay": replay_state(algorithm),
-        "training": {name: value for name, value in training.items() if name not in ONLY_GROW},
-        "iteration": algorithm.iteration,
-    }
-
-
-def assert_equal(one, other, where=""):
-    """Bit for bit, through dicts, lists, arrays and tensors."""
-    if isinstance(one, torch.Tensor):
-        one, other = one.numpy(), other.numpy()
-    if isinstance(one, np.ndarray):
-        np.testing.assert_array_equal(one, other, err_msg=where)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for name in one:
-            assert_equal(one[name], other[name], f"{where}/{name}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_equal(*pair, f"{where}[{index}]")
-    elif hasattr(one, "__dict__") and not isinstance(one, type):
-        assert_equal(vars(one), vars(other), where)
-    else:
-        assert one == other or one is other or (one != one and other != other), f"{where}: {one} != {other}"
 
 
 def without_times(result: dict) -> dict:
@@ -245,99 +194,6 @@ def test_changed_learning_rates_win(build, tmp_path):
     assert {part: rate_of(part) for part in expected} == pytest.approx(expected)
     other.train()  # within a fit the rates of V and M fall; they never rise to the checkpoint's
     assert all(0 < rate_of(part) <= 1.001 * rate for part, rate in expected.items())
-
-
-@pytest.fixture(scope="module")
-def remote(local_ray):
-    """Every part an actor; an evaluation env runner too."""
-    config = make_config(
-        num_env_runners=1,
-        num_dreamers=1,
-        num_learners=1,
-        num_cpus_per_env_runner=0.3,
-        num_cpus_per_dreamer=0.3,
-        num_cpus_per_learner=0.3,
-        evaluation_num_env_runners=1,
-    )
-    algorithm = config.build_algo()
-    yield algorithm
-    algorithm.stop()
-
-
-def _weights(runner) -> tuple[dict, dict]:
-    runner.pull()
-    return (
-        {name: value.numpy() for name, value in runner.world_model.state_dict().items()},
-        {name: np.asarray(value) for name, value in runner.module.get_state().items()},
-    )
-
-
-def _dreamer_weights(dreamer) -> tuple[dict, dict]:
-    dreamer._pull()
-    return (
-        {name: value.numpy() for name, value in dreamer._world_model.state_dict().items()},
-        {name: np.asarray(value) for name, value in dreamer._module.get_state().items()},
-    )
-
-
-def learner_weights(algorithm) -> tuple[dict, dict]:
-    modules = algorithm.learner_group.get_state()["learner"]["rl_module"]
-    prefix = "world_model."
-    return (
-        {name.removeprefix(prefix): value for name, value in modules[WORLD_MODEL_MODULE_ID].items()},
-        modules[DEFAULT_MODULE_ID],
-    )
-
-
-def assert_everyone_has(algorithm, expected) -> None:
-    [runner], [dreamer] = env_runners(algorithm).values(), dreamers(algorithm).values()
-    for actor, method in ((runner, _weights), (dreamer, _dreamer_weights)):
-        world_model, policy = ray.get(actor.__ray_call__.remote(method))
-        assert_equal(world_model, expected[0])
-        assert_equal(policy, {name: expected[1][name] for name in policy})
-
-
-def test_restored_in_place_with_actors(remote, tmp_path):
-    """RLlib skips weights with an old sequence number and remembers the number: acting with the wrong ones."""
-    train_until(remote, lambda result: result["phase"] == "mixed")
-    path = remote.save_to_path(str(tmp_path / "checkpoint"))
-    # The replay is an actor; its contents are in the checkpoint, written by itself.
-    assert (Path(path) / "replay" / "replay.pkl").stat().st_size > 1000
-    saved, weights = snapshot(remote), learner_weights(remote)
-    evaluation = remote.evaluate_return(4)
-    for _ in range(2):
-        remote.train()
-    abandoned = learner_weights(remote)
-    with pytest.raises(AssertionError):
-        assert_equal(abandoned, weights)
-    record = ray.get(remote._server.pull_if_newer.remote(-1))
-
-    remote.restore_from_path(path)
-    assert_equal(snapshot(remote), saved)
-    assert_everyone_has(remote, weights)
-    assert ray.get(remote._server.get_version.remote()) > record[WEIGHTS_SEQ_NO]
-    # The same seeds and weights, so the same episodes.
-    again = remote.evaluate_return(4)
-    assert again == evaluation
-
-    # After the next fit the world model has a version that the dreamer has seen before, with other weights.
-    remote.train()
-    assert_everyone_has(remote, learner_weights(remote))
-
-
-def test_a_checkpoint_does_not_say_where_parts_run(remote, tmp_path):
-    """What actors learned goes on in a single process."""
-    train_until(remote, lambda result: result["phase"] == "mixed")
-    path = remote.save_to_path(str(tmp_path / "checkpoint"))
-    config = remote.config.copy(copy_frozen=False)
-    config.num_learners = config.num_env_runners = config.evaluation_num_env_runners = config.num_dreamers = 0
-    single = config.build_algo()
-    try:
-        single.restore_from_path(path)
-        assert_equal(snapshot(single), snapshot(remote))
-        assert single.train()["imagination"]["rows_by_round"]
-    finally:
-        single.stop()
 
 
 # --- inference -------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from wm_rllib.dreamer import (
 )
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import Dream, dream
-from wm_rllib.models.mdn_rnn import MDNRNN, Prediction, State
+from wm_rllib.models.mdn_rnn import MDNRNN, Outcome, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.parameter_server import ParameterServer, make_record
 from wm_rllib.replay import MASK
@@ -44,15 +44,24 @@ class Clockwork(MDNRNN):
     def step(self, z: Tensor, action: Tensor, state: State) -> State:
         return state[0] + 1.0, state[1] - 1.0
 
-    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> Prediction:
+    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
         mean = (z + torch.tensor([0.0, 1.0, 0.0])).unsqueeze(-2).expand(-1, self.config.num_mixtures, -1)
         log_pi = torch.zeros(mean.shape[:-1]).log_softmax(-1)
-        dies = z[:, 1] + 1 >= z[:, 0] - FIRST_BIRTH
-        return Prediction(
-            MixtureParams(log_pi, mean, torch.full_like(mean, -20.0)),
-            z[:, 0] + 0.01 * z[:, 1],
-            torch.where(dies, 1e3, -1e3),
-        )
+        return MixtureParams(log_pi, mean, torch.full_like(mean, -20.0))
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        dies = next_z[:, 1] >= next_z[:, 0] - FIRST_BIRTH
+        return Outcome(next_z[:, 0] + 0.01 * z[:, 1], torch.where(dies, 1e3, -1e3))
+
+
+EDGE = 1.0
+
+
+class Cliff(MDNRNN):
+    """Whoever steps beyond the edge dies, and is rewarded by where that step led."""
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        return Outcome(next_z[..., 0], torch.where(next_z[..., 0] > EDGE, 1e3, -1e3))
 
 
 def counting_policy(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +103,7 @@ def test_rows_equal_the_world_models_own_steps():
     model = world_model()
     start, state = torch.randn(3, LATENT_DIM), (torch.randn(3, HIDDEN_DIM), torch.randn(3, HIDDEN_DIM))
     with torch.no_grad():
-        model.mdn_rnn.head[-1].bias[-1] = -1e4  # nobody dies
+        model.mdn_rnn.outcome_head[-1].bias[-1] = -1e4  # nobody dies
     result = dream(model, counting_policy, start, state, 6, temperature=1.0)
     z = torch.cat([result.features[..., :LATENT_DIM], result.bootstrap_features[:, None, :LATENT_DIM]], dim=1)
     h = torch.cat([result.features[..., LATENT_DIM:], result.bootstrap_features[:, None, LATENT_DIM:]], dim=1)
@@ -102,9 +111,46 @@ def test_rows_equal_the_world_models_own_steps():
     assert torch.equal(h[:, 0], state[0])
     encoded = torch.nn.functional.one_hot(result.actions, 2).float()
     torch.testing.assert_close(h[:, 1:], model.mdn_rnn.unroll(z[:, :-1], encoded, state)[0])
-    predicted = model.mdn_rnn.predict(h[:, 1:], z[:, :-1], encoded)
-    torch.testing.assert_close(result.rewards, predicted.reward)
+    outcome = model.mdn_rnn.outcome(z[:, :-1], encoded, z[:, 1:])
+    torch.testing.assert_close(result.rewards, outcome.reward)
     assert not result.terminateds.any()
+
+
+@pytest.mark.parametrize("horizon", [1, 12])
+def test_reward_and_termination_belong_to_the_latent_that_was_sampled(horizon: int):
+    model = world_model(mdn_rnn_class=Cliff)
+    start = torch.zeros(200, LATENT_DIM)  # inside the edge, wherever a lane starts again
+    result = dream(model, counting_policy, start, model.mdn_rnn.initial_state(200), horizon, temperature=1.0)
+    z = torch.cat([result.features, result.bootstrap_features[:, None]], dim=1)[..., :LATENT_DIM]
+    encoded = torch.nn.functional.one_hot(result.actions, 2).float()
+    outcome = model.mdn_rnn.outcome(z[:, :-1], encoded, z[:, 1:])
+    restarted = result.terminateds.clone()
+    restarted[:, -1] = False  # a lane's last step shows where it led, even if that was its end
+    assert 0 < result.terminateds[:, -1].sum() < 200
+    assert torch.equal(result.rewards[~restarted], outcome.reward[~restarted])
+    assert torch.equal(result.terminateds[~restarted], outcome.termination_logit[~restarted] > 0)
+    assert torch.equal(result.terminateds, result.rewards > EDGE)  # also where a restart hides the latent
+    assert horizon == 1 or restarted.any()
+    assert not z[:, 1:][restarted].any()
+
+
+def test_h_has_no_say_in_reward_and_termination():
+    model = world_model()
+    with torch.no_grad():
+        for parameter in model.mdn_rnn.mixture_head[-1].parameters():
+            parameter.zero_()  # nor in the latent
+    start, results = torch.randn(100, LATENT_DIM), []
+    for scale in (0.0, 5.0):
+        state = (scale * torch.ones(100, HIDDEN_DIM), scale * torch.ones(100, HIDDEN_DIM))
+        torch.manual_seed(1)
+        results.append(dream(model, counting_policy, start, state, 4, temperature=1.0))
+    one, other = results
+    assert not torch.allclose(one.features[..., LATENT_DIM:], other.features[..., LATENT_DIM:])
+    assert one.terminateds.any()
+    assert not one.terminateds.all()
+    assert torch.equal(one.features[..., :LATENT_DIM], other.features[..., :LATENT_DIM])
+    assert torch.equal(one.rewards, other.rewards)
+    assert torch.equal(one.terminateds, other.terminateds)
 
 
 def test_policy_outputs_belong_to_the_features_they_stand_beside():
@@ -173,7 +219,7 @@ def test_num_segments_counts_trajectories():
 def test_temperature_reaches_the_draw_of_the_latent(temperature: float, mixture: str):
     model = world_model(mdn={"mixture": mixture, "log_sigma_range": (0.0, 0.0), "residual": False})
     with torch.no_grad():
-        for parameter in model.mdn_rnn.head[-1].parameters():
+        for parameter in model.mdn_rnn.mixture_head[-1].parameters():
             parameter.zero_()  # every component is N(0, 1)
     start = torch.zeros(20_000, LATENT_DIM)
     result = dream(model, counting_policy, start, model.mdn_rnn.initial_state(20_000), 1, temperature)
@@ -187,9 +233,9 @@ def test_temperature_reaches_the_draw_of_the_latent(temperature: float, mixture:
 def test_termination_is_sampled_from_its_probability(logit: float):
     model = world_model()
     with torch.no_grad():
-        for parameter in model.mdn_rnn.head[-1].parameters():
+        for parameter in model.mdn_rnn.outcome_head[-1].parameters():
             parameter.zero_()
-        model.mdn_rnn.head[-1].bias[-1] = logit
+        model.mdn_rnn.outcome_head[-1].bias[-1] = logit
     result = dream(model, counting_policy, torch.zeros(1000, LATENT_DIM), model.mdn_rnn.initial_state(1000), 20, 1.0)
     probability = 1.0 / (1.0 + np.exp(-logit))
     assert abs(result.terminateds.float().mean().item() - probability) < 5 * np.sqrt(
@@ -343,7 +389,7 @@ def test_dreamer_delivers_exactly_the_rows_ordered(bench: Bench, rows: list[int]
 
 def test_dreamer_counts_the_trajectories_in_the_rows_it_delivers(bench: Bench):
     with torch.no_grad():
-        bench.runner.world_model.mdn_rnn.head[-1].bias[-1] = 1e4  # every step is the last
+        bench.runner.world_model.mdn_rnn.outcome_head[-1].bias[-1] = 1e4  # every step is the last
     bench.publish(4)
     assert bench.dream([7, 8]).num_segments == 15
 

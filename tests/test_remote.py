@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from remote import assert_exact, dreamers, end, env_runners, learners, pid_of, train_until
+from snapshots import assert_equal, learner_weights, snapshot
 from tiny import RANDOM_STEPS, ROUNDS, tiny_config
 
 from wm_rllib.dreamer_pool import DreamerError
@@ -44,7 +46,10 @@ def remote_config(**overrides):
 
 @pytest.fixture(scope="module")
 def algorithm(local_ray):
-    algorithm = remote_config().build_algo()
+    # An evaluation env runner too, though only tests ask for evaluations.
+    algorithm = remote_config(
+        evaluation_interval_steps=10**6, evaluation_num_env_runners=1, use_kl_loss=True
+    ).build_algo()
     yield algorithm
     if algorithm._pool.num_healthy:  # else the last test has stopped it
         algorithm.stop()
@@ -141,25 +146,35 @@ def test_everyone_works_with_what_the_server_published(mixed):
         assert versions(dreamer) == (end_[WEIGHTS_SEQ_NO] - 1, end_[WORLD_MODEL_VERSION], end_[POLICY_VERSION] - 1)
 
 
-def test_what_the_dreamers_hold_is_what_the_learner_had(mixed):
-    """A pull, then equal weights element by element: no half of one version with half of another."""
-    mixed.train()
-    [dreamer, _] = dreamers(mixed).values()
-    ray.get(dreamer.__ray_call__.remote(lambda self: self._pull()))
-    [state] = [r.get() for r in mixed.learner_group.foreach_learner(lambda learner: learner.get_state())]
-    learned = state["rl_module"]
-    world_model, policy = ray.get(
-        dreamer.__ray_call__.remote(
-            lambda self: (
-                {k: v.numpy() for k, v in self._world_model.state_dict().items()},
-                {k: np.asarray(v) for k, v in self._module.get_state().items()},
-            )
-        )
+def _runner_weights(runner) -> tuple[dict, dict]:
+    runner.pull()
+    return (
+        {name: value.numpy() for name, value in runner.world_model.state_dict().items()},
+        {name: np.asarray(value) for name, value in runner.module.get_state().items()},
     )
-    for name, value in world_model.items():
-        np.testing.assert_array_equal(value, learned[WORLD_MODEL_MODULE_ID][f"world_model.{name}"])
-    for name, value in policy.items():
-        np.testing.assert_array_equal(value, learned[DEFAULT_MODULE_ID][name])
+
+
+def _dreamer_weights(dreamer) -> tuple[dict, dict]:
+    dreamer._pull()
+    return (
+        {name: value.numpy() for name, value in dreamer._world_model.state_dict().items()},
+        {name: np.asarray(value) for name, value in dreamer._module.get_state().items()},
+    )
+
+
+def assert_everyone_has(algorithm, expected) -> None:
+    """A pull, then equal weights element by element: no half of one version with half of another."""
+    actors = [(runner, _runner_weights) for runner in env_runners(algorithm).values()]
+    actors += [(dreamer, _dreamer_weights) for dreamer in dreamers(algorithm).values()]
+    for actor, read in actors:
+        world_model, policy = ray.get(actor.__ray_call__.remote(read))
+        assert_equal(world_model, expected[0])
+        assert_equal(policy, {name: expected[1][name] for name in policy})
+
+
+def test_everyone_has_what_the_learner_has(mixed):
+    mixed.train()
+    assert_everyone_has(mixed, learner_weights(mixed))
 
 
 def test_the_driver_receives_no_arrays(mixed, monkeypatch):
@@ -178,6 +193,48 @@ def test_the_driver_receives_no_arrays(mixed, monkeypatch):
         values = [v for name, v in vars(part).items() if name != "metrics"]
         flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
         assert all(isinstance(item, int | float | ray.ObjectRef) for item in flat)
+
+
+# --- checkpoint ------------------------------------------------------------------------------------------------------
+
+
+def test_restored_in_place(mixed, tmp_path):
+    """RLlib skips weights with an old sequence number and remembers the number: acting with the wrong ones."""
+    path = mixed.save_to_path(str(tmp_path / "checkpoint"))
+    # The replay is an actor; its contents are in the checkpoint, written by itself.
+    assert (Path(path) / "replay" / "replay.pkl").stat().st_size > 1000
+    saved, weights = snapshot(mixed), learner_weights(mixed)
+    evaluation = mixed.evaluate_return(4)
+    for _ in range(2):
+        mixed.train()
+    with pytest.raises(AssertionError):
+        assert_equal(learner_weights(mixed), weights)
+    sequence = server_record(mixed)[WEIGHTS_SEQ_NO]
+
+    mixed.restore_from_path(path)
+    assert_equal(snapshot(mixed), saved)
+    assert_everyone_has(mixed, weights)
+    assert server_record(mixed)[WEIGHTS_SEQ_NO] > sequence
+    # The same seeds and weights, so the same episodes, on the evaluation env runner.
+    assert mixed.evaluate_return(4) == evaluation
+
+    # After the next fit the world model has a version that the dreamers have seen before, with other weights.
+    mixed.train()
+    assert_everyone_has(mixed, learner_weights(mixed))
+
+
+def test_a_checkpoint_does_not_say_where_parts_run(mixed, tmp_path):
+    """What actors learned goes on in a single process."""
+    path = mixed.save_to_path(str(tmp_path / "checkpoint"))
+    config = mixed.config.copy(copy_frozen=False)
+    config.num_learners = config.num_env_runners = config.evaluation_num_env_runners = config.num_dreamers = 0
+    single = config.build_algo()
+    try:
+        single.restore_from_path(path)
+        assert_equal(snapshot(single), snapshot(mixed))
+        assert single.train()["imagination"]["rows_by_round"]
+    finally:
+        single.stop()
 
 
 # --- deaths ----------------------------------------------------------------------------------------------------------

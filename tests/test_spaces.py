@@ -53,6 +53,12 @@ def test_unsupported_observations_are_one_clear_message(space: gym.Space[Any]):
         check_spaces(space, Discrete(2))
 
 
+def test_the_fix_for_observations_that_are_no_box_is_a_wrapper():
+    with pytest.raises(ValueError, match=r"Fix: .*Gymnasium wrapper.*FlattenObservation") as error:
+        check_spaces(Dict({"a": VECTOR}), Discrete(2))
+    assert "connector" not in str(error.value)
+
+
 @pytest.mark.parametrize("batch_shape", [(), (1,), (2, 3)])
 def test_shapes_of_encoded_actions(batch_shape: tuple[int, ...]):
     discrete = torch.zeros(batch_shape, dtype=torch.long)

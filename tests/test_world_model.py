@@ -234,14 +234,14 @@ class TestMDNRNN:
         mdn = MDNRNN(mdn_config(mixture=mixture))
         z, action = torch.randn(batch, time, LATENT_DIM), torch.randn(batch, time, 2)
         hidden, (h, c) = mdn.unroll(z, action)
-        predicted = mdn.predict(hidden, z, action)
+        mixture_params, outcome = mdn.predict(hidden, z, action), mdn.outcome(z, action, torch.randn_like(z))
         assert hidden.shape == (batch, time, HIDDEN_DIM)
         assert h.shape == c.shape == (batch, HIDDEN_DIM)
         weights = (batch, time, 4) if mixture == "joint" else (batch, time, 4, LATENT_DIM)
-        assert predicted.next_latent.log_pi.shape == weights
-        assert predicted.next_latent.mean.shape == predicted.next_latent.log_sigma.shape == (batch, time, 4, LATENT_DIM)
-        assert predicted.reward.shape == predicted.termination_logit.shape == (batch, time)
-        assert mixture_nll(predicted.next_latent, z).shape == (batch, time)
+        assert mixture_params.log_pi.shape == weights
+        assert mixture_params.mean.shape == mixture_params.log_sigma.shape == (batch, time, 4, LATENT_DIM)
+        assert outcome.reward.shape == outcome.termination_logit.shape == (batch, time)
+        assert mixture_nll(mixture_params, z).shape == (batch, time)
 
     @pytest.mark.parametrize("batch", [1, 3])
     def test_unroll_equals_repeated_step(self, batch: int):
@@ -291,9 +291,7 @@ class TestMDNRNN:
     @pytest.mark.parametrize("mixture", ["joint", "per_dimension"])
     def test_mixture_weights_sum_to_one(self, mixture: Any):
         mdn = MDNRNN(mdn_config(mixture=mixture))
-        log_pi = mdn.predict(
-            torch.randn(5, HIDDEN_DIM), torch.randn(5, LATENT_DIM), torch.randn(5, 2)
-        ).next_latent.log_pi
+        log_pi = mdn.predict(torch.randn(5, HIDDEN_DIM), torch.randn(5, LATENT_DIM), torch.randn(5, 2)).log_pi
         total = log_pi.exp().sum(-1 if mixture == "joint" else -2)
         torch.testing.assert_close(total, torch.ones_like(total))
 
@@ -332,20 +330,18 @@ class TestMDNRNN:
     @pytest.mark.parametrize(("bias", "bound"), [(1e4, 1.0), (-1e4, -6.0)])
     def test_log_sigma_is_clipped(self, bias: float, bound: float):
         mdn = MDNRNN(mdn_config())
-        last = mdn.head[-1]
+        last = mdn.mixture_head[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.bias += bias
-        log_sigma = mdn.predict(
-            torch.randn(2, HIDDEN_DIM), torch.randn(2, LATENT_DIM), torch.randn(2, 2)
-        ).next_latent.log_sigma
+        log_sigma = mdn.predict(torch.randn(2, HIDDEN_DIM), torch.randn(2, LATENT_DIM), torch.randn(2, 2)).log_sigma
         assert torch.all(log_sigma == bound)
 
     def test_residual_means_are_offsets_from_the_latent(self):
         direct, residual = MDNRNN(mdn_config(residual=False)), MDNRNN(mdn_config(residual=True))
         residual.load_state_dict(direct.state_dict())
         inputs = torch.randn(2, HIDDEN_DIM), torch.randn(2, LATENT_DIM), torch.randn(2, 2)
-        offset = residual.predict(*inputs).next_latent.mean - direct.predict(*inputs).next_latent.mean
+        offset = residual.predict(*inputs).mean - direct.predict(*inputs).mean
         torch.testing.assert_close(offset, inputs[1][:, None].expand_as(offset), atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize(
@@ -414,11 +410,12 @@ class TestMDNRNN:
         terminated = torch.tensor([[False, False, True], [False, False, False]])
         mask = torch.tensor([[True, True, True], [True, False, False]])
         losses = mdn.losses(z, action, reward, terminated, mask)
-        predicted = mdn.predict(mdn.unroll(z[:, :3], action)[0], z[:, :3], action)
-        nll = -reference_mixture(predicted.next_latent).log_prob(z[:, 1:])
-        probability = torch.sigmoid(predicted.termination_logit)
+        mixture = mdn.predict(mdn.unroll(z[:, :3], action)[0], z[:, :3], action)
+        outcome = mdn.outcome(z[:, :3], action, z[:, 1:])
+        nll = -reference_mixture(mixture).log_prob(z[:, 1:])
+        probability = torch.sigmoid(outcome.termination_logit)
         cross_entropy = -torch.where(terminated, probability, 1 - probability).log()
-        squared = 0.5 * ((predicted.reward - reward) / 3.0) ** 2
+        squared = 0.5 * ((outcome.reward - reward) / 3.0) ** 2
         parts = [values[mask].mean() for values in (nll, squared, cross_entropy)]
         for mine, expected in zip((losses.nll, losses.reward, losses.termination), parts, strict=True):
             torch.testing.assert_close(mine, expected)
@@ -447,8 +444,33 @@ class TestMDNRNN:
         plain, scaled = MDNRNN(mdn_config()), MDNRNN(mdn_config())
         scaled.load_state_dict(plain.state_dict())
         scaled.set_normalisation(torch.tensor(50.0), torch.tensor(10.0))
-        inputs = torch.randn(5, HIDDEN_DIM), torch.randn(5, LATENT_DIM), torch.randn(5, 2)
-        torch.testing.assert_close(scaled.predict(*inputs).reward, 10.0 * plain.predict(*inputs).reward + 50.0)
+        inputs = torch.randn(5, LATENT_DIM), torch.randn(5, 2), torch.randn(5, LATENT_DIM)
+        torch.testing.assert_close(scaled.outcome(*inputs).reward, 10.0 * plain.outcome(*inputs).reward + 50.0)
+        torch.testing.assert_close(scaled.outcome(*inputs).termination_logit, plain.outcome(*inputs).termination_logit)
+
+    def test_reward_and_termination_depend_on_all_of_the_transition(self):
+        mdn = MDNRNN(mdn_config())
+        inputs = [torch.randn(5, width, requires_grad=True) for width in (LATENT_DIM, 2, LATENT_DIM)]
+        outcome = mdn.outcome(*inputs)
+        for output in (outcome.reward, outcome.termination_logit):
+            for gradient in torch.autograd.grad(output.sum(), inputs, retain_graph=True):
+                assert torch.all(gradient.abs().sum(-1) > 0)
+
+    def test_reward_and_termination_do_not_depend_on_the_past(self):
+        mdn = MDNRNN(mdn_config())
+        z, action, reward = torch.randn(2, 4, LATENT_DIM), torch.randn(2, 3, 2), torch.randn(2, 3)
+        terminated = torch.tensor([[False, False, True], [False, True, False]])
+        last = torch.tensor([[False, False, True]]).expand(2, 3)
+        losses = mdn.losses(z, action, reward, terminated, last)
+        z_of_another_past, action_of_another_past = z.clone(), action.clone()
+        z_of_another_past[:, :2], action_of_another_past[:, :2] = 9.0, -9.0
+        other = mdn.losses(z_of_another_past, action_of_another_past, reward, terminated, last)
+        assert not torch.allclose(losses.nll, other.nll)
+        for name in ("reward", "termination"):
+            assert torch.equal(getattr(losses, name), getattr(other, name))
+            assert all(gradient is None for gradient in gradients(mdn.lstm, getattr(losses, name)))
+            assert all(gradient is not None for gradient in gradients(mdn.outcome_head, getattr(losses, name)))
+        assert all(gradient is None for gradient in gradients(mdn.outcome_head, losses.nll))
 
     def test_reward_loss_does_not_depend_on_the_unit(self):
         plain, scaled = MDNRNN(mdn_config()), MDNRNN(mdn_config())
@@ -462,7 +484,8 @@ class TestMDNRNN:
     def test_a_users_class_replaces_m(self):
         model = world_model(mdn_rnn_class="custom_models:CustomMDNRNN")
         assert isinstance(model.mdn_rnn, CustomMDNRNN)
-        assert model.losses(sequences([3], 3))[1].reward.isfinite()
+        batch = sequences([3], 3)
+        torch.testing.assert_close(model.losses(batch)[1].reward, 0.5 * (batch.rewards - 7.0).square().mean())
 
     def test_learns_a_deterministic_system_better_than_z_stays(self):
         mdn = MDNRNN(mdn_config(latent_dim=2, hidden_dim=16, num_mixtures=2))
@@ -473,12 +496,13 @@ class TestMDNRNN:
             loss.backward()
             optimizer.step()
         z, action, reward, terminated, _ = rotation(batch=64, time=8)
-        predicted = mdn.predict(mdn.unroll(z[:, :-1], action)[0], z[:, :-1], action)
-        mean = (predicted.next_latent.log_pi.exp()[..., None] * predicted.next_latent.mean).sum(-2)
+        mixture = mdn.predict(mdn.unroll(z[:, :-1], action)[0], z[:, :-1], action)
+        outcome = mdn.outcome(z[:, :-1], action, z[:, 1:])
+        mean = (mixture.log_pi.exp()[..., None] * mixture.mean).sum(-2)
         staying, learned = (z[:, 1:] - z[:, :-1]).square().mean(), (z[:, 1:] - mean).square().mean()
         assert learned < 0.1 * staying
-        assert (predicted.reward - reward).square().mean() < 0.1 * reward.var()
-        ends = predicted.termination_logit.sigmoid()
+        assert (outcome.reward - reward).square().mean() < 0.1 * reward.var()
+        ends = outcome.termination_logit.sigmoid()
         assert ends[terminated].mean() > ends[~terminated].mean() + 0.5
 
 

@@ -6,9 +6,11 @@ import functools
 import logging
 from typing import Any
 
+import numpy as np
 import ray
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EVALUATION_RESULTS,
@@ -34,6 +36,7 @@ from wm_rllib.mixing import imagined_rows, may_dream, ratio_at, real_rows_for, s
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
 from wm_rllib.seeding import stage_seed
+from wm_rllib.spaces import scale_from_bounds
 from wm_rllib.training_state import Phase, TrainingState
 
 logger = logging.getLogger(__name__)
@@ -174,6 +177,8 @@ class WorldModelPPO(PPO):
     def _pretrain(self) -> None:
         """Fixes the units of observations and rewards, then fits V and M to the random experience."""
         stats = call(self._replay.service, "normalisation")
+        observation_space = self.env_runner_group.get_spaces()[INPUT_ENV_SINGLE_SPACES][0]
+        stats["obs_scale"] = np.maximum(stats["obs_scale"], scale_from_bounds(observation_space))
         on_learners(self.learner_group, "set_normalisation", stats=stats)
         steps = call(self._replay.service, "stats")["num_timesteps"]
         sequences = -(-steps // self.config.sequence_length)

@@ -179,7 +179,7 @@ class WorldModelPPOConfig(PPOConfig):
             reward_loss_coeff: Weight of the reward error.
             termination_loss_coeff: Weight of the termination cross-entropy.
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
-            fit_final_lr_fraction: Learning rates of V and M at the end of each fit, as a fraction of those at its start.
+            fit_final_lr_fraction: Learning rates of V and M at each fit's end, as a fraction of those at its start.
             sequence_length: Transitions in a training sequence.
             sequence_batch_size: Sequences in a gradient step.
             updates_per_step: World-model gradient steps for each real env step of the mixed phase.
@@ -250,6 +250,11 @@ class WorldModelPPOConfig(PPOConfig):
             self._value_error(NO_MULTI_AGENT)
         if self.num_aggregator_actors_per_learner:
             self._value_error("num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE.")
+        if self._env_to_module_connector is not None:
+            self._value_error(
+                "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
+                "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
+            )
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()
@@ -324,13 +329,9 @@ class WorldModelPPOConfig(PPOConfig):
         )
 
     def build_env_to_module_connector(self, env: Any = None, spaces: Any = None, device: Any = None) -> Any:
-        """RLlib's pipeline, with [z, h] computed after the user's own pieces and before RLlib's."""
+        """RLlib's pipeline, with [z, h] computed first."""
         pipeline: ConnectorPipelineV2 = super().build_env_to_module_connector(env, spaces, device)
-        names = [type(piece) for piece in pipeline.connectors]
-        position = names.index(AddObservationsFromEpisodesToBatch)
-        before = pipeline.connectors[position - 1] if position else None
-        observation_space = before.observation_space if before else pipeline.input_observation_space
-        action_space = pipeline.input_action_space
+        observation_space, action_space = pipeline.input_observation_space, pipeline.input_action_space
         check_spaces(observation_space, action_space, vectors_only=self.vae_class is None)
         features = FeatureConnector(
             observation_space, action_space, config=self.world_model_config(observation_space, action_space)

@@ -205,7 +205,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
     def apply_gradients(self, gradients_dict: Any) -> None:
         """RLlib's optimiser steps; a fit's learning rates fall linearly to a fraction of themselves on its way.
 
-        Adam's noise at a constant rate moves V's latents by about as much as M's finest sigma, so that M chases them and
+        Adam's noise at a constant rate moves V's latents by about as much as M's finest sigma: M chases them, and
         dreams get blurred. Annealed, each published world model is a settled one.
         """
         if self._fitting:

@@ -54,8 +54,8 @@ class SequenceReplay(EpisodeReplayBuffer):
     def sample_sequences(self, num_sequences: int, length: int) -> Arrays:
         """Sequences of up to `length` transitions, each within one episode, padded at the end.
 
-        Every stored transition is as likely as any other to be in a sequence, but for `END_FRACTION` of the sequences,
-        which are the ends of terminated episodes.
+        A sequence lies at random around a stored step drawn evenly; steps near either end of an episode are in somewhat
+        fewer of them. `END_FRACTION` of the sequences are the ends of terminated episodes instead.
 
         Returns:
             obs [N, length + 1, *O], actions [N, length, ...], rewards, terminateds and mask [N, length].

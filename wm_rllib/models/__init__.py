@@ -9,7 +9,7 @@ Time, once for all (tests/test_timeline.py holds the code to it)::
      |           \   /
      |         a_0 ~ C([z_0, h_0])
      |             |
-     |      M: (z_0, a_0), h_0  ->  h_1, p(z_1), r_0, done_0
+     |      M: (z_0, a_0), h_0 -> h_1, p(z_1);  (z_0, a_0, z_1) -> r_0, done_0
      v             |
     o_1 --V--> z_1 | h_1
                  \ |  /

@@ -62,10 +62,12 @@ def dream(
         actions, logp, dist_inputs = policy(features)
         encoded = world_model.codec.encode(actions)
         state = world_model.mdn_rnn.step(z, encoded, state)
-        predicted = world_model.mdn_rnn.predict(state[0], z, encoded)
-        terminated = death[t] < torch.sigmoid(predicted.termination_logit)
-        rows.append((features, actions, logp, dist_inputs, predicted.reward, terminated))
-        z = sample_mixture(predicted.next_latent, temperature, MixtureNoise(noise.gumbel[t], noise.normal[t]))
+        mixture = world_model.mdn_rnn.predict(state[0], z, encoded)
+        next_z = sample_mixture(mixture, temperature, MixtureNoise(noise.gumbel[t], noise.normal[t]))
+        outcome = world_model.mdn_rnn.outcome(z, encoded, next_z)
+        terminated = death[t] < torch.sigmoid(outcome.termination_logit)
+        rows.append((features, actions, logp, dist_inputs, outcome.reward, terminated))
+        z = next_z
         if t + 1 < horizon:
             z = torch.where(terminated[:, None], start_z[restart[t]], z)
             state = (

@@ -17,10 +17,9 @@ State = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What M says of a transition: next latent, reward in the environment's units, logit of termination."""
+class Outcome:
+    """What a transition brings: reward [...] in the environment's units, logit of termination [...]."""
 
-    next_latent: MixtureParams
     reward: Tensor
     termination_logit: Tensor
 
@@ -36,7 +35,11 @@ class MDNRNNLosses:
 
 
 class MDNRNN(nn.Module):
-    """Predicts z_{t+1}, r_t and done_t from (z_t, a_t) and the past.
+    """Predicts z_{t+1} from (z_t, a_t) and the past; r_t and done_t from the transition (z_t, a_t, z_{t+1}).
+
+    Reward and termination do not see h. With few episodes h mostly tells the time, and heads on h learn that time
+    kills: after 1,050 real steps of CartPole a controller that never fails lived 53 dreamed steps with them, 89 without
+    (medians).
 
     `step` and `unroll` run the same weights, one transition at a time or a whole sequence at once. Subclass and name
     the class in ``world_model.mdn_rnn.class`` to replace it.
@@ -56,8 +59,9 @@ class MDNRNN(nn.Module):
         input_dim = config.latent_dim + config.action_dim
         self.lstm = nn.LSTM(input_dim, config.hidden_dim, batch_first=True)
         mixture_logits = config.num_mixtures * (1 if config.mixture == "joint" else config.latent_dim)
-        self._sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2, 1, 1]
-        self.head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self._sizes))
+        self._sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
+        self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self._sizes))
+        self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 2)
 
     def set_normalisation(self, reward_mean: Tensor, reward_scale: Tensor) -> None:
         """Fixes the units of the reward head: it predicts (r - reward_mean) / reward_scale."""
@@ -83,10 +87,10 @@ class MDNRNN(nn.Module):
         output, (h, c) = self.lstm(torch.cat([z, action], -1), (state[0].unsqueeze(0), state[1].unsqueeze(0)))
         return output, (h.squeeze(0), c.squeeze(0))
 
-    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> Prediction:
-        """The heads on h_{t+1} [..., D], z_t [..., Z] and a_t [..., A]."""
-        out = self.head(torch.cat([next_h, z, action], -1))
-        logits, mean, log_sigma, reward, termination = out.split(self._sizes, dim=-1)
+    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
+        """p(z_{t+1}) from h_{t+1} [..., D], z_t [..., Z] and a_t [..., A]."""
+        out = self.mixture_head(torch.cat([next_h, z, action], -1))
+        logits, mean, log_sigma = out.split(self._sizes, dim=-1)
         shape = (*out.shape[:-1], self.config.num_mixtures, self.config.latent_dim)
         mean = mean.reshape(shape)
         if self.config.residual:
@@ -95,9 +99,12 @@ class MDNRNN(nn.Module):
             log_pi = torch.log_softmax(logits.reshape(shape), dim=-2)
         else:
             log_pi = torch.log_softmax(logits, dim=-1)
-        mixture = MixtureParams(log_pi, mean, log_sigma.reshape(shape).clamp(*self.config.log_sigma_range))
-        reward = reward.squeeze(-1) * self.reward_scale + self.reward_mean
-        return Prediction(mixture, reward, termination.squeeze(-1))
+        return MixtureParams(log_pi, mean, log_sigma.reshape(shape).clamp(*self.config.log_sigma_range))
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        """r_t and done_t of the transition from z_t [..., Z] by a_t [..., A] to z_{t+1} [..., Z]."""
+        reward, termination_logit = self.outcome_head(torch.cat([z, action, next_z], -1)).unbind(-1)
+        return Outcome(reward * self.reward_scale + self.reward_mean, termination_logit)
 
     def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.
@@ -115,16 +122,16 @@ class MDNRNN(nn.Module):
         """
         z = z.detach()
         hidden, _ = self.unroll(z[:, :-1], action)
-        predicted = self.predict(hidden, z[:, :-1], action)
+        outcome = self.outcome(z[:, :-1], action, z[:, 1:])
         count = mask.sum().clamp(min=1)
 
         def mean(values: Tensor) -> Tensor:
             return torch.where(mask, values, torch.zeros_like(values)).sum() / count
 
-        nll = mean(mixture_nll(predicted.next_latent, z[:, 1:]))
-        reward_loss = mean(0.5 * ((predicted.reward - reward) / self.reward_scale).square())
+        nll = mean(mixture_nll(self.predict(hidden, z[:, :-1], action), z[:, 1:]))
+        reward_loss = mean(0.5 * ((outcome.reward - reward) / self.reward_scale).square())
         termination = functional.binary_cross_entropy_with_logits(
-            predicted.termination_logit, terminated.float(), reduction="none"
+            outcome.termination_logit, terminated.float(), reduction="none"
         )
         termination_loss = mean(termination)
         total = (
