@@ -277,6 +277,7 @@ class WorldModelPPO(PPO):
                 self.learner_group,
                 refs,
                 batch_size=self.config.sequence_batch_size,
+                vae_lr_scale=1.0 if self._state.phase is Phase.PRETRAIN else self.config.vae_online_lr_fraction,
                 timesteps=self._timesteps(),
                 seed=seed,
             )

@@ -53,23 +53,24 @@ class WorldModelPPOConfig(PPOConfig):
         self.vae_hidden_dims = [64, 64]
         self.beta = 1e-3
         self.vae_lr = 1e-3
+        self.vae_online_lr_fraction = 0.3
         self.mdn_rnn_class: str | type | None = None
         self.mdn_hidden_dim = 64
         self.mdn_head_hidden_dims = [128]
         self.num_mixtures = 5
         self.mdn_mixture = "joint"
         self.mdn_residual = True
-        self.mdn_lr = 1e-3
+        self.mdn_lr = 2e-3
         self.log_sigma_range = [-6.0, 1.0]
         self.nll_coeff = 0.1
         self.reward_loss_coeff = 1.0
         self.termination_loss_coeff = 5.0
         self.world_model_grad_clip: float | None = 10.0
-        self.fit_final_lr_fraction = 0.05
+        self.fit_final_lr_fraction = 0.1
         self.sequence_length = 32
         self.sequence_batch_size = 32
-        self.updates_per_step = 1.0
-        self.pretrain_epochs = 1000
+        self.updates_per_step = 2.0
+        self.pretrain_epochs = 300
         self.random_collection_steps = 300
         self.replay_capacity = 100_000
 
@@ -138,6 +139,7 @@ class WorldModelPPOConfig(PPOConfig):
         vae_hidden_dims: list[int] = NotProvided,
         beta: float = NotProvided,
         vae_lr: float = NotProvided,
+        vae_online_lr_fraction: float = NotProvided,
         mdn_rnn_class: str | type | None = NotProvided,
         mdn_hidden_dim: int = NotProvided,
         mdn_head_hidden_dims: list[int] = NotProvided,
@@ -167,6 +169,8 @@ class WorldModelPPOConfig(PPOConfig):
             vae_hidden_dims: Hidden sizes of V's encoder; the decoder mirrors them.
             beta: Weight of V's KL term.
             vae_lr: Learning rate of V.
+            vae_online_lr_fraction: V's learning rate in the mixed phase, as a fraction of `vae_lr`: M and C have learnt
+                its latents, and should not have to chase them.
             mdn_rnn_class: A subclass of `MDNRNN`, or its import path, in place of the default M.
             mdn_hidden_dim: D, the LSTM's size.
             mdn_head_hidden_dims: Hidden sizes of M's head.

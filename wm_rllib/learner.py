@@ -25,6 +25,7 @@ from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 
 KL_COEFFS = "kl_coeffs"
+VAE_OPTIMIZER = "vae"
 COLUMNS = (
     Columns.OBS,
     Columns.ACTIONS,
@@ -49,6 +50,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._fit_losses: list[dict[str, Tensor]] = []
         self._fitting = False
         self._fit_steps = 1
+        self._vae_lr_scale = 1.0
         super().build()
 
     # --- updates -----------------------------------------------------------------------------------------------------
@@ -59,6 +61,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         imagined: list[list[ray.ObjectRef]] | None = None,
         real_rows: list[int] | None = None,
         stage_seed: int | None = None,
+        vae_lr_scale: float = 1.0,
         **kwargs: Any,
     ) -> Any:
         """One PPO update, or one fit of the world model.
@@ -69,9 +72,11 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 `wm_rllib.dreamer` makes them). None, or none for this learner: RLlib's own update, untouched.
             real_rows: For each learner how many of its real rows to use; None: all.
             stage_seed: Seeds this process's generators first.
+            vae_lr_scale: In a fit, factor of V's learning rate.
             **kwargs: See RLlib's `Learner.update`.
         """
         seed_process(stage_seed)
+        self._vae_lr_scale = vae_lr_scale
         self._imagined = imagined[self._learner_index] if imagined else ()
         self._real_rows = real_rows[self._learner_index] if real_rows else None
         try:
@@ -176,7 +181,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
             super().configure_optimizers_for_module(module_id, config)
             return
         for name, network, lr in (
-            ("vae", self.world_model.vae, config.vae_lr),
+            (VAE_OPTIMIZER, self.world_model.vae, config.vae_lr),
             ("mdn_rnn", self.world_model.mdn_rnn, config.mdn_lr),
         ):
             params = list(network.parameters())
@@ -211,9 +216,10 @@ class WorldModelPPOLearner(PPOTorchLearner):
         if self._fitting:
             done = (len(self._fit_losses) - 1) / max(1, self._fit_steps - 1)
             scale = 1.0 - (1.0 - self.config.fit_final_lr_fraction) * min(1.0, done)
-            for _, optimizer in self.get_optimizers_for_module(WORLD_MODEL_MODULE_ID):
-                base = self._optimizer_lr_schedules[optimizer].get_current_value()
-                self._set_optimizer_lr(optimizer, lr=float(base) * scale)
+            for name, optimizer in self.get_optimizers_for_module(WORLD_MODEL_MODULE_ID):
+                base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
+                own = self._vae_lr_scale if name.endswith(VAE_OPTIMIZER) else 1.0
+                self._set_optimizer_lr(optimizer, lr=base * own * scale)
         super().apply_gradients(gradients_dict)
 
     # --- what the algorithm asks of learners --------------------------------------------------------------------------

@@ -66,12 +66,18 @@ def fit_world_model(
     batch_refs: list[ray.ObjectRef],
     *,
     batch_size: int,
+    vae_lr_scale: float,
     timesteps: dict[str, int],
     seed: int | None,
 ) -> list[Any]:
     """Fits V and M: one call, a gradient step for every `batch_size` sequences of each learner's batch."""
     results = group.update(
-        batch_refs=batch_refs, minibatch_size=batch_size, num_epochs=1, timesteps=timesteps, stage_seed=seed
+        batch_refs=batch_refs,
+        minibatch_size=batch_size,
+        num_epochs=1,
+        timesteps=timesteps,
+        stage_seed=seed,
+        vae_lr_scale=vae_lr_scale,
     )
     return check_results(group, results)
 

@@ -87,6 +87,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("hidden_dims", "vae_hidden_dims", layer_sizes(), "Hidden layers of the encoder; the decoder mirrors them."),
         ("beta", "beta", number(0), "Weight of the KL term."),
         ("learning_rate", "vae_lr", number_or_schedule(above=0), "Learning rate of V."),
+        (
+            "online_lr_fraction",
+            "vae_online_lr_fraction",
+            number(0, 1),
+            "V's learning rate in the mixed phase, of that.",
+        ),
     ),
     *_section(
         "world_model.mdn_rnn.",
