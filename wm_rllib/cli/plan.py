@@ -20,6 +20,8 @@ from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
 from wm_rllib.environments import env_spaces, make_env
 
 AUTO = "auto"
+CONFIRMATION_FACTOR = 5
+"""The evaluation that confirms a solved run has this many times the usual episodes: 20 lucky ones end no run."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class RunPlan:
         return StopRule(
             total_timesteps=self.values.get("stop.total_timesteps"),
             stop_return=self.values.get("stop.return"),
-            evaluation_episodes=self.config.evaluation_duration,
+            evaluation_episodes=CONFIRMATION_FACTOR * self.config.evaluation_duration,
         )
 
 
