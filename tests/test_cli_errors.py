@@ -12,7 +12,6 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import build_parser, main
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values
 from wm_rllib.cli.plan import plan_run
-from wm_rllib.cli.ray_session import _missing
 from wm_rllib.environments import env_spaces, make_env
 from wm_rllib.settings import SettingError, parse_tree
 
@@ -158,11 +157,6 @@ def test_import_paths_make_environments_from_their_arguments():
     assert (observation_space.shape, action_space.n) == ((1,), 2)
     with pytest.raises(SettingError, match="does not take"):
         make_env("custom_envs:Walk", {"stride": 1})
-
-
-def test_missing_resources_are_named():
-    assert _missing({"CPU": 4, "GPU": 1}, {"CPU": 2.0}) == ["4 CPU wanted, 2 there", "1 GPU wanted, 0 there"]
-    assert _missing({"CPU": 0.3 + 0.7}, {"CPU": 1.0}) == []
 
 
 class TestPlan:
