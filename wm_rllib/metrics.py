@@ -60,7 +60,6 @@ METRICS: dict[str, Metric] = {
     "restarts/env_runners": Metric("Env runners replaced so far.", "restarts"),
     "restarts/dreamers": Metric("Dreamers replaced so far.", "restarts"),
     "restarts/parameter_server": Metric("Parameter servers replaced so far.", "restarts"),
-    "restarts/replay": Metric("Replay actors replaced so far.", "restarts"),
     "seconds/iteration": Metric("Duration of the iteration.", "s"),
     "seconds/total": Metric("Duration of training so far, over all resumes.", "s"),
     "seconds/*": Metric("Duration of one stage of the iteration.", "s"),
@@ -80,7 +79,6 @@ ALWAYS: tuple[str, ...] = (
     "restarts/env_runners",
     "restarts/dreamers",
     "restarts/parameter_server",
-    "restarts/replay",
     "seconds/iteration",
     "seconds/total",
 )
