@@ -21,8 +21,8 @@ from torch.distributions import Categorical, Normal
 from wm_rllib.dreamer import (
     Dreamer,
     DreamerSpec,
-    DreamFailure,
     DreamRequest,
+    NoWeights,
     make_policy,
     num_lanes,
     shard_lanes,
@@ -419,8 +419,6 @@ def test_dreamer_repeats_itself_for_a_seed(bench: Bench):
 
 def test_dreamer_without_weights_says_so_and_lives_on(no_ray: None):
     bench = Bench()
-    failure = bench.dream([5])
-    assert isinstance(failure, DreamFailure)
-    assert "no weights yet" in failure.error
+    assert isinstance(bench.dream([5]), NoWeights)
     bench.publish(0)
     assert bench.dream([5]).rows == [5]

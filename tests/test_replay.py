@@ -279,3 +279,29 @@ def test_service_saves_and_restores_itself(service: ReplayService, tmp_path: Pat
     restored.restore(str(tmp_path / "new" / "folder"), filesystem)
     assert restored.stats() == service.stats()
     assert same(starts_of(restored), starts_of(service))
+
+
+def test_a_chunk_after_a_gap_becomes_a_sequence_of_its_own():
+    """A fragment lost with its env runner leaves a gap; concatenating over it would teach M a transition that never was."""
+    replay = SequenceReplay(1000, seed=0)
+    for started in (0, 10, 15):
+        length = 5
+        replay.add(
+            [
+                SingleAgentEpisode(
+                    id_="one",
+                    observations=[np.float32([started + t]) for t in range(length + 1)],
+                    actions=[0] * length,
+                    rewards=[1.0] * length,
+                    infos=[{}] * (length + 1),
+                    t_started=started,
+                    len_lookback_buffer=0,
+                ).to_numpy()
+            ]
+        )
+    assert len(replay) == 15
+    observations = replay.sample_sequences(50, 8)["obs"][..., 0]
+    mask = replay.sample_sequences(1, 8)["mask"]
+    assert mask.any()
+    steps = np.diff(observations, axis=1)
+    assert set(np.unique(steps[observations[:, 1:] > 0])) <= {1.0}, "a sequence spans the gap"

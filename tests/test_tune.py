@@ -135,12 +135,13 @@ def test_impossible_requests_name_what_is_missing(monkeypatch):
     request = WorldModelPPO.default_resource_request(config)
     start = time.monotonic()
     with pytest.raises(ClusterTooSmallError) as caught:
-        check_cluster(request, patience_s=1.5)
+        check_cluster(request, config, patience_s=1.5)
     assert 1.0 < time.monotonic() - start < 15
-    for words in ("3 CPU are needed and 2 exist", "1.5 GPU are needed and 0 exist", "num_cpus_per_dreamer"):
+    for words in ("3.125 CPU are needed and 2 exist", "1.5 GPU are needed and 0 exist", "num_cpus_per_dreamer"):
         assert words in str(caught.value)
     assert placement.PATIENCE_S < 60  # "within a minute"
     monkeypatch.setattr(check_cluster, "__defaults__", (0.0,))
     with pytest.raises(ClusterTooSmallError):
         config.build_algo()
-    check_cluster(WorldModelPPO.default_resource_request(tiny_config(num_dreamers=2)), patience_s=0.0)
+    fitting = tiny_config(num_dreamers=2)
+    check_cluster(WorldModelPPO.default_resource_request(fitting), fitting, patience_s=0.0)

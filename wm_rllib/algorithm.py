@@ -80,7 +80,7 @@ class WorldModelPPO(PPO):
         set_log_level(config.wm_log_level)
         check_environment(config, self.env_creator)
         request = self.default_resource_request(config)
-        placement.check_cluster(request)
+        placement.check_cluster(request, config)
         super().setup(config)
         self._state = TrainingState(phase=Phase.RANDOM)
         self._report = IterationReport()
@@ -106,6 +106,7 @@ class WorldModelPPO(PPO):
             self._replay.service,
             num_dreamers=self.config.num_dreamers_to_place,
             make_actor=make,
+            push_again=self._publisher.push,
             timeout_s=self.config.dreamer_timeout_s,
         )
 
@@ -198,8 +199,9 @@ class WorldModelPPO(PPO):
         if updates:
             self._fit(updates)
             self._publish(policy=False, world_model=True)
-        # At ratio 0 a second round would be a second PPO update on the same rows.
-        for round_index in range(self.config.num_dream_rounds if ratio else 1):
+        # Without imagined rows a second round would be a second PPO update on the same real ones.
+        dreams = ratio == 1.0 or imagined_rows(sum(real.rows), ratio) > 0
+        for round_index in range(self.config.num_dream_rounds if dreams else 1):
             self._dream_and_update(real, ratio, round_index)
 
     def _dream_and_update(self, real: RealExperience, ratio: float, round_index: int) -> None:
@@ -222,13 +224,14 @@ class WorldModelPPO(PPO):
                 self.learner_group,
                 episodes_refs=self._episode_refs(real if sum(real_rows) else None),
                 imagined=harvest.shard_refs if harvest else None,
+                ratio=ratio if sum(imagined) else None,
                 real_rows=keep,
-                rows=[n + m for n, m in zip(real_rows, imagined, strict=True)],
+                rows=list(zip(real_rows, imagined, strict=True)),
                 timesteps=self._timesteps(),
                 seed=self._seed(f"update/{round_index}"),
             )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self._report.add_update(sum(real_rows), sum(imagined), harvest.num_segments if harvest else 0)
+        self._report.add_update(self.metrics, len(real_rows), harvest.num_segments if harvest else 0)
         self._report.take_update_losses(self.metrics)
         self._state.policy_version += 1
         self._publish(policy=True, world_model=False)

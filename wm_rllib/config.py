@@ -95,7 +95,6 @@ class WorldModelPPOConfig(PPOConfig):
         self.device = "auto"
         self.seed = 0
         self.wm_log_level = "warning"
-        self.learner_num_threads = 0
         self.checkpoint_frequency = 10
         self.evaluation_interval_steps: int | None = None
         self.policy_hidden_dims = [64, 64]

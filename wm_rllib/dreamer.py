@@ -103,6 +103,11 @@ class DreamFailure:
     traceback: str
 
 
+@dataclass(frozen=True)
+class NoWeights:
+    """A restarted dreamer met a restarted, empty parameter server: the driver has to push again."""
+
+
 class Dreamer(FaultAwareApply):
     """Holds copies of V, M and C, pulls newer ones before each dream, and returns references.
 
@@ -122,11 +127,13 @@ class Dreamer(FaultAwareApply):
         self._module = spec.policy.build().to(self._device)
         self._client = ParameterClient(server)
 
-    def dream(self, request: DreamRequest) -> Dreamed | DreamFailure:
+    def dream(self, request: DreamRequest) -> Dreamed | DreamFailure | NoWeights:
         """Pulls the newest weights and imagines exactly the rows asked for."""
         start = time.perf_counter()
         try:
             self._pull()
+            if self._client.world_model_version < 0:
+                return NoWeights()
             seed_process(request.seed)
             lanes = self._dream_lanes(request)
             shards = shard_lanes(lanes, request.rows, request.horizon)
@@ -148,8 +155,6 @@ class Dreamer(FaultAwareApply):
 
     def _pull(self) -> None:
         update = self._client.pull()
-        if self._client.world_model_version < 0:
-            raise RuntimeError("no weights yet: the parameter server is empty or cannot be reached")
         if update is None:
             return
         if update.world_model is not None:

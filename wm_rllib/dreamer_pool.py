@@ -13,7 +13,7 @@ import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from wm_rllib.calling import call
-from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamFailure, DreamRequest, num_lanes
+from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamFailure, DreamRequest, NoWeights, num_lanes
 from wm_rllib.mixing import split_evenly
 from wm_rllib.seeding import stage_seed
 
@@ -74,6 +74,7 @@ class DreamerPool:
         replay: The replay service, for start states.
         num_dreamers: Actors; 0 means one dreamer inside this process.
         make_actor: Creates one remote dreamer; given the index, so that the caller can place it.
+        push_again: Pushes the newest record to the parameter server once more, when a dreamer found it empty.
         timeout_s: How long a round may wait for lost dreamers before it goes on with fewer rows.
     """
 
@@ -85,9 +86,11 @@ class DreamerPool:
         *,
         num_dreamers: int,
         make_actor: Callable[[int], Any],
+        push_again: Callable[[], None],
         timeout_s: float,
     ):
         self._replay = replay
+        self._push_again = push_again
         self._timeout_s = timeout_s
         self._failures_in_a_row = 0
         self._local = None if num_dreamers else Dreamer(spec, server)
@@ -150,6 +153,10 @@ class DreamerPool:
             return
         requests = self._requests(order, missing, len(ids) or 1, seed)
         for result in self._run(requests, ids):
+            if isinstance(result, NoWeights):
+                time.sleep(RETRY_PAUSE_S)
+                self._push_again()
+                continue
             if isinstance(result, DreamFailure):
                 self._count_failure(result)
                 continue
@@ -161,7 +168,8 @@ class DreamerPool:
 
     def _requests(self, order: DreamOrder, missing: list[int], workers: int, seed: int | None) -> list[DreamRequest]:
         shares = zip(*(split_evenly(count, workers) for count in missing), strict=True)
-        rows = [list(share) for share in shares]
+        # Fewer rows than dreamers leave some without a share, and a dream of no lanes is none.
+        rows = [list(share) for share in shares if sum(share)]
         if seed is not None:
             call(self._replay, "reseed", seed)
         lanes = [num_lanes(share, order.horizon) for share in rows]
@@ -178,14 +186,14 @@ class DreamerPool:
             for worker, share in enumerate(rows)
         ]
 
-    def _run(self, requests: list[DreamRequest], ids: list[int]) -> list[Dreamed | DreamFailure]:
+    def _run(self, requests: list[DreamRequest], ids: list[int]) -> list[Dreamed | DreamFailure | NoWeights]:
         if self._local is not None:
             return [self._local.dream(requests[0])]
         # A list of functions, one for each id: with a list of kwargs RLlib assigns them to the wrong actors as soon as
         # one is unhealthy.
         results = self._manager.foreach_actor(
             [functools.partial(_dream, request=request) for request in requests],
-            remote_actor_ids=ids,
+            remote_actor_ids=ids[: len(requests)],
             timeout_seconds=self._timeout_s,
         )
         return [result.get() for result in results.ignore_errors()]
@@ -216,5 +224,5 @@ class DreamerPool:
         self._manager.clear()
 
 
-def _dream(dreamer: Dreamer, request: DreamRequest) -> Dreamed | DreamFailure:
+def _dream(dreamer: Dreamer, request: DreamRequest) -> Dreamed | DreamFailure | NoWeights:
     return dreamer.dream(request)

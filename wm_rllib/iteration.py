@@ -63,8 +63,10 @@ class IterationReport:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def add_update(self, real: int, imagined: int, num_segments: int) -> None:
-        """Counts the rows of one merged batch."""
+    def add_update(self, metrics: MetricsLogger, num_learners: int, num_segments: int) -> None:
+        """Counts the rows of one merged batch, as the learners counted them (a mean over learners)."""
+        counts = (_peek(metrics, DEFAULT_MODULE_ID, f"num_{source}_rows") or 0.0 for source in ("real", "imagined"))
+        real, imagined = (round(count * num_learners) for count in counts)
         self.rows["real"] += real
         self.rows["imagined"] += imagined
         self.rounds.append((real, imagined))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +16,21 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
 from wm_rllib.advantages import standardise, value_targets
 from wm_rllib.logs import set_log_level
+from wm_rllib.mixing import imagined_rows, real_rows_for
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 
+logger = logging.getLogger(__name__)
+
 KL_COEFFS = "kl_coeffs"
+TIMESTEP = "timestep"
 VAE_OPTIMIZER = "vae"
 COLUMNS = (
     Columns.OBS,
@@ -37,19 +43,23 @@ COLUMNS = (
 """What the PPO loss reads of a row, real or imagined."""
 
 
+RowColumns = dict[str, Tensor]
+
+
 class WorldModelPPOLearner(PPOTorchLearner):
     """PPOTorchLearner that merges in dreams, and fits the world-model module when given its batches."""
 
     def build(self) -> None:
-        """Builds RLlib's learner; threads are set first, since cores are shared with env runners and dreamers."""
+        """Builds RLlib's learner."""
         set_log_level(self.config.wm_log_level)
-        if self.config.learner_num_threads:
-            torch.set_num_threads(self.config.learner_num_threads)
         self._imagined: Sequence[ray.ObjectRef] = ()
         self._real_rows: int | None = None
+        self._ratio: float | None = None
+        self._expected_rows = (0, 0)
         self._fit_losses: list[dict[str, Tensor]] = []
         self._fitting = False
         self._fit_steps = 1
+        self._timestep = 0
         self._vae_lr_scale = 1.0
         super().build()
 
@@ -59,6 +69,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self,
         *args: Any,
         imagined: list[list[ray.ObjectRef]] | None = None,
+        ratio: float | None = None,
+        expected_rows: list[tuple[int, int]] | None = None,
         real_rows: list[int] | None = None,
         stage_seed: int | None = None,
         vae_lr_scale: float = 1.0,
@@ -70,6 +82,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
             *args: See RLlib's `Learner.update`.
             imagined: For each learner the references to its dreams (lists of dicts of arrays [B, H, ...], as
                 `wm_rllib.dreamer` makes them). None, or none for this learner: RLlib's own update, untouched.
+            ratio: The imagined fraction to keep if rows are lost on the way; None: take what there is.
+            expected_rows: For each learner its real and imagined rows, as the driver counted them.
             real_rows: For each learner how many of its real rows to use; None: all.
             stage_seed: Seeds this process's generators first.
             vae_lr_scale: In a fit, factor of V's learning rate.
@@ -77,6 +91,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
         """
         seed_process(stage_seed)
         self._vae_lr_scale = vae_lr_scale
+        self._ratio = ratio
+        self._expected_rows = expected_rows[self._learner_index] if expected_rows else (0, 0)
         self._imagined = imagined[self._learner_index] if imagined else ()
         self._real_rows = real_rows[self._learner_index] if real_rows else None
         try:
@@ -94,12 +110,31 @@ class WorldModelPPOLearner(PPOTorchLearner):
             return batch
         self._fitting = False
         if not self._imagined:
-            return super()._make_batch_if_necessary(training_data)
-        sources = [self._imagined_columns(ray.get(list(self._imagined)))]
+            batch = super()._make_batch_if_necessary(training_data)
+            self._log_rows(int(batch.policy_batches[DEFAULT_MODULE_ID][Columns.LOSS_MASK].sum()), 0)
+            return batch
+        imagined = self._imagined_columns(_get_available(self._imagined))
+        real = None
         if training_data.episodes:
-            real = super()._make_batch_if_necessary(training_data).policy_batches[DEFAULT_MODULE_ID]
-            sources.insert(0, self._real_columns(real))
-        return self._merge(sources)
+            batch = super()._make_batch_if_necessary(training_data)
+            real = self._real_columns(batch.policy_batches[DEFAULT_MODULE_ID])
+        return self._merge(*self._keep_ratio(real, imagined))
+
+    def _keep_ratio(self, real: RowColumns | None, imagined: RowColumns) -> tuple[RowColumns | None, RowColumns]:
+        """Cuts one source when rows of the other were lost with the process that had put them into the object store."""
+        if self._ratio is None:
+            return real, imagined
+        num_real = len(real[Columns.OBS]) if real else 0
+        num_imagined = len(imagined[Columns.OBS])
+        if real and num_real < self._expected_rows[0]:
+            imagined = self._choose(imagined, imagined_rows(num_real, self._ratio))
+        elif real and num_imagined < self._expected_rows[1]:
+            real = self._choose(real, real_rows_for(num_imagined, self._ratio))
+        return real, imagined
+
+    def _choose(self, columns: RowColumns, count: int) -> RowColumns:
+        keep = torch.randperm(len(columns[Columns.OBS]), device=self._device)[:count]
+        return {name: column[keep] for name, column in columns.items()}
 
     def _real_columns(self, batch: SampleBatch) -> dict[str, Tensor]:
         """The valid rows of RLlib's batch (it appends one masked row an episode), advantages standardised anew.
@@ -111,10 +146,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         columns = {name: batch[name][mask] for name in COLUMNS}
         self._log_policy_metric("real_value_target", columns[Postprocessing.VALUE_TARGETS].mean())
         columns[Postprocessing.ADVANTAGES] = standardise(columns[Postprocessing.ADVANTAGES])
-        if self._real_rows is not None:
-            keep = torch.randperm(len(columns[Columns.OBS]), device=self._device)[: self._real_rows]
-            columns = {name: column[keep] for name, column in columns.items()}
-        return columns
+        return columns if self._real_rows is None else self._choose(columns, self._real_rows)
 
     @torch.no_grad()
     def _imagined_columns(self, shards: list[list[dict[str, np.ndarray]]]) -> dict[str, Tensor]:
@@ -149,8 +181,10 @@ class WorldModelPPOLearner(PPOTorchLearner):
         flat = np.concatenate([block[name].reshape(-1, *block[name].shape[2:]) for block in blocks])
         return torch.as_tensor(flat, device=self._device)
 
-    def _merge(self, sources: list[dict[str, Tensor]]) -> MultiAgentBatch:
-        """The sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
+    def _merge(self, real: RowColumns | None, imagined: RowColumns) -> MultiAgentBatch:
+        """Both sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
+        sources = [real, imagined] if real else [imagined]
+        self._log_rows(len(real[Columns.OBS]) if real else 0, len(imagined[Columns.OBS]))
         num_rows = sum(len(source[Columns.OBS]) for source in sources)
         order = torch.randperm(num_rows, device=self._device)
         merged = {
@@ -158,8 +192,14 @@ class WorldModelPPOLearner(PPOTorchLearner):
         }
         return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(merged)}, env_steps=num_rows)
 
+    def _log_rows(self, real: int, imagined: int) -> None:
+        """The rows that were really merged, for the report."""
+        self.metrics.log_value((DEFAULT_MODULE_ID, "num_real_rows"), real, window=1)
+        self.metrics.log_value((DEFAULT_MODULE_ID, "num_imagined_rows"), imagined, window=1)
+
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """RLlib's schedules; a fit has no policy rows, so PPO's KL and entropy coefficients stay as they are."""
+        self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
         if self._fitting:
             for name in self._fit_losses[0]:
                 mean = torch.stack([losses[name] for losses in self._fit_losses]).mean()
@@ -249,6 +289,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and the KL coefficients, which it leaves out."""
         state = super().get_state(*args, **kwargs)
+        state[TIMESTEP] = self._timestep
         state[KL_COEFFS] = {mid: float(value) for mid, value in self.curr_kl_coeffs_per_module.items()}
         return state
 
@@ -257,10 +298,24 @@ class WorldModelPPOLearner(PPOTorchLearner):
         super().set_state(state)
         for module_id, value in state.get(KL_COEFFS, {}).items():
             self.curr_kl_coeffs_per_module[module_id].data.fill_(value)
-        for optimizer in self._named_optimizers.values():
-            scheduler = self._optimizer_lr_schedules.get(optimizer)
-            if scheduler is not None:
-                self._set_optimizer_lr(optimizer, lr=scheduler.get_current_value())
+        # RLlib's schedulers keep no state: they have to be told how far the run has come.
+        self._timestep = state.get(TIMESTEP, 0)
+        self.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=self._timestep)
+        for optimizer, scheduler in self._optimizer_lr_schedules.items():
+            self._set_optimizer_lr(optimizer, lr=scheduler.update(timestep=self._timestep))
 
     def _log_policy_metric(self, name: str, value: Tensor) -> None:
         self.metrics.log_value((DEFAULT_MODULE_ID, name), value.detach(), window=1)
+
+
+def _get_available(refs: Sequence[ray.ObjectRef]) -> list[Any]:
+    """The referenced objects, less those whose owner has died since: Ray gives such objects up."""
+    available = []
+    for ref in refs:
+        try:
+            available.append(ray.get(ref))
+        except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
+            logger.warning("a dream was lost with its dreamer: %s", error)
+    if not available:
+        raise RuntimeError("all dreams of this update were lost with their dreamers")
+    return available

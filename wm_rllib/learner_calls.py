@@ -87,8 +87,9 @@ def update_policy(
     *,
     episodes_refs: list[ray.ObjectRef],
     imagined: list[list[ray.ObjectRef]] | None,
+    ratio: float | None,
     real_rows: list[int] | None,
-    rows: list[int],
+    rows: list[tuple[int, int]],
     timesteps: dict[str, int],
     seed: int | None,
 ) -> list[Any]:
@@ -97,21 +98,25 @@ def update_policy(
     Args:
         group: The learners.
         episodes_refs: Real episodes on features, those of learner 0 first, equally many references for each learner.
-        imagined: For each learner its dreams; None for RLlib's own update.
+        imagined: For each learner its dreams; None without any.
+        ratio: The imagined fraction, which the learners keep if rows are lost on the way; None for RLlib's own update.
         real_rows: For each learner the real rows to keep; None keeps all.
-        rows: For each learner the rows of its merged batch.
+        rows: For each learner the real and the imagined rows of its merged batch.
         timesteps: For RLlib's schedules.
         seed: Seed of this stage, or None.
     """
     config = group.config
-    minibatch_size = min(config.minibatch_size, *rows) if config.minibatch_size else None
+    merged = [sum(counts) for counts in rows]
+    minibatch_size = min(config.minibatch_size, *filter(None, merged)) if config.minibatch_size else None
     minibatches = 0
     if len(rows) > 1 and minibatch_size:
         # Shards of unequal length would have DDP learners wait for each other for ever.
-        minibatches = max(1, int(config.num_epochs * sum(rows) / (len(rows) * minibatch_size)))
+        minibatches = max(1, int(config.num_epochs * sum(merged) / (len(rows) * minibatch_size)))
     results = group.update(
         episodes_refs=episodes_refs,
         imagined=imagined,
+        ratio=ratio,
+        expected_rows=rows,
         real_rows=real_rows,
         timesteps=timesteps,
         num_epochs=config.num_epochs,

@@ -40,18 +40,18 @@ def _dreamer_bundle(config: Any) -> dict[str, float]:
     return {name: amount for name, amount in bundle.items() if amount}
 
 
-def check_cluster(request: PlacementGroupFactory, patience_s: float = PATIENCE_S) -> None:
+def check_cluster(request: PlacementGroupFactory, config: Any, patience_s: float = PATIENCE_S) -> None:
     """Raises unless the cluster has, in total, what the actors ask for.
 
     Outside of Tune there is no placement group: actors that do not fit would wait for ever, in silence. The main
-    process's own bundle is left out, since a driver reserves nothing.
+    process's own bundle is left out, since a driver reserves nothing; of it only the replay counts.
 
     Raises:
         ClusterTooSmallError: Naming what is missing, after `patience_s`.
     """
     if ray.util.get_current_placement_group() is not None:
         return
-    needed: dict[str, float] = {}
+    needed: dict[str, float] = {"CPU": config.num_cpus_for_replay if config.replay_is_remote else 0.0}
     for bundle in request.bundles[1:]:
         for name, amount in bundle.items():
             needed[name] = needed.get(name, 0.0) + amount

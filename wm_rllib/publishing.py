@@ -31,6 +31,7 @@ class Publisher:
         self._server, self._learners, self._state = server, learners, state
         self._policy_ref: ray.ObjectRef | None = None
         self._world_model_ref: ray.ObjectRef | None = None
+        self._has_pushed = False
         self.record: dict[str, Any] = {}
         """The newest record, as pushed."""
 
@@ -43,7 +44,6 @@ class Publisher:
             self._policy_ref = put_on_first(self._learners, "put_policy")
         if world_model or self._world_model_ref is None:
             self._world_model_ref = put_on_first(self._learners, "put_world_model")
-        pushed_before = bool(self.record)
         self._state.sequence += 1
         self._state.note_publication(iteration)
         self.record = make_record(
@@ -51,11 +51,17 @@ class Publisher:
             (self._world_model_ref, self._state.world_model_version),
             (self._policy_ref, self._state.policy_version),
         )
+        self.push()
+
+    def push(self) -> None:
+        """Pushes the newest record, whether or not the server has it already."""
         try:
             found = call(self._server, "push", self.record, timeout_s=PUSH_TIMEOUT_S)
         except ray.exceptions.RayError as error:
             logger.warning("the parameter server did not take record %d: %s", self._state.sequence, error)
             return
-        if pushed_before and found < 0:
+        if self._has_pushed and found < 0:
             self._state.server_restarts += 1
             logger.warning("the parameter server had restarted empty; record %d was pushed to it", self._state.sequence)
+        self._has_pushed = True
+        logger.debug("pushed record %d", self._state.sequence)

@@ -33,6 +33,17 @@ class SequenceReplay(EpisodeReplayBuffer):
         super().__init__(capacity=capacity)
         self.rng = np.random.default_rng(seed)
 
+    def add(self, episodes: list[SingleAgentEpisode]) -> None:
+        """Adds chunks; one that does not go on where its episode's held part ended becomes a sequence of its own.
+
+        Such a gap is left by a fragment that was lost with its env runner, or came after the sampling timeout.
+        """
+        for episode in episodes:
+            index = self.episode_id_to_index.get(episode.id_)
+            if index is not None and self.episodes[index - self._num_episodes_evicted].t != episode.t_started:
+                episode.id_ = f"{episode.id_}/{episode.t_started}"
+            super().add(episode)
+
     def normalisation(self) -> dict[str, np.ndarray]:
         """Mean and scale of observations (*O) and rewards (scalars) over all that is held.
 

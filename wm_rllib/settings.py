@@ -67,7 +67,7 @@ SETTINGS: tuple[Setting, ...] = (
     *_section(
         "",
         ("seed", "seed", whole(0, optional=True), "Seed of everything random; null draws one."),
-        ("device", "device", one_of("auto", "cpu", "cuda"), "Where learners and dreamers compute."),
+        ("device", "device", one_of("auto", "cpu", "cuda"), "Where the learners compute."),
     ),
     *_section(
         "env.",
@@ -137,7 +137,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("num_gpus_per_dreamer", "num_gpus_per_dreamer", number(0), "GPUs of each dreamer."),
         ("num_cpus_for_replay", "num_cpus_for_replay", number(0), "CPUs of the replay actor."),
         ("remote_replay", "remote_replay", boolean(optional=True), "Replay in an actor; null: if anything else is."),
-        ("dreamer_timeout_s", "dreamer_timeout_s", number(above=0), "Seconds until a silent dreamer is replaced."),
+        ("dreamer_timeout_s", "dreamer_timeout_s", number(above=0), "Longest wait for lost dreamers."),
     ),
     *_section(
         "ppo.",

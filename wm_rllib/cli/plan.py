@@ -123,7 +123,7 @@ def _check_env(values: Mapping[str, Any]) -> None:
 
     spaces = env_spaces(values["env.id"], values.get("env.config"))
     try:
-        check_spaces(*spaces)
+        check_spaces(*spaces, vectors_only=values.get("world_model.vae.class") is None)
     except ValueError as error:
         raise CommandError(f"environment {values['env.id']!r}: {error}") from None
 

@@ -91,9 +91,13 @@ class RunFolder:
         write_yaml(self.config, tree)
 
     def newest_checkpoint(self) -> Path | None:
-        """Return the checkpoint with the most iterations, or None."""
-        found = [path for name in (LAST, BEST) if (path := checkpoints.find(self.checkpoints, name))]
-        return max(found, key=_iteration, default=None)
+        """Return checkpoints/last, or best where there is no last, or None.
+
+        Never best because it is newer: it may be of a future that a resume has cut away, and only periodic checkpoints
+        make a resumed run equal an unkilled one.
+        """
+        found = (checkpoints.find(self.checkpoints, name) for name in (LAST, BEST))
+        return next((path for path in found if path), None)
 
     def best_return(self) -> float | None:
         """Return the evaluation mean of checkpoints/best, or None if there is none."""

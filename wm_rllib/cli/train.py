@@ -87,7 +87,7 @@ def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
 
     request = WorldModelPPO.default_resource_request(plan.config)
     try:
-        check_cluster(request, patience_s=0.0 if local else PATIENCE_S)  # a local Ray cannot grow
+        check_cluster(request, plan.config, patience_s=0.0 if local else PATIENCE_S)  # a local Ray cannot grow
     except ClusterTooSmallError as error:
         raise CommandError(str(error)) from None
     algorithm = plan.config.copy(copy_frozen=False).build_algo()
