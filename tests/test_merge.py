@@ -506,3 +506,45 @@ def test_learning_rates_of_the_config_win_over_a_restored_state():
     assert {
         name.rpartition(WORLD_MODEL_MODULE_ID)[2].lstrip("_"): rate for name, rate in rates.items()
     } == pytest.approx({"vae": 5e-5, "mdn_rnn": 6e-5})
+
+
+def test_lost_real_rows_take_their_dreams_with_them(monkeypatch: pytest.MonkeyPatch):
+    """An env runner that died takes episodes along; the update goes on at the same ratio, on fewer rows."""
+    rows = merged_batch(
+        make_learner(config_of()),
+        monkeypatch,
+        episodes=real_episodes(SPACES["discrete"]),
+        imagined=[[[imagined_block(SPACES["discrete"], 8, 5)]]],
+        ratio=0.5,
+        expected_rows=[(2 * NUM_REAL, 40)],
+    )
+    assert len(of_source(rows, REAL)[Columns.OBS]) == NUM_REAL
+    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == NUM_REAL
+
+
+def test_lost_dreams_take_real_rows_with_them(monkeypatch: pytest.MonkeyPatch):
+    rows = merged_batch(
+        make_learner(config_of()),
+        monkeypatch,
+        episodes=real_episodes(SPACES["discrete"]),
+        imagined=[[[imagined_block(SPACES["discrete"], 1, 5)]]],
+        ratio=0.5,
+        expected_rows=[(NUM_REAL, NUM_REAL)],
+    )
+    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == 5
+    assert len(of_source(rows, REAL)[Columns.OBS]) == 5
+
+
+def test_schedules_go_on_where_they_were():
+    """RLlib's schedulers keep no state: a restored learner must not start its schedules again."""
+    config = config_of()
+    config.lr = [[0, 1e-3], [1000, 1e-4]]
+    config.entropy_coeff = [[0, 0.1], [1000, 0.0]]
+    first, second = make_learner(config), make_learner(config)
+    timesteps = {"num_env_steps_sampled_lifetime": 1000}
+    first.update(episodes=real_episodes(SPACES["discrete"]), timesteps=timesteps)
+    second.set_state(first.get_state())
+    [(_, optimizer)] = second.get_optimizers_for_module("default_policy")
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(1e-4)
+    coefficient = second.entropy_coeff_schedulers_per_module["default_policy"].get_current_value()
+    assert float(coefficient) == pytest.approx(0.0)

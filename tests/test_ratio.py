@@ -22,8 +22,9 @@ def merges(monkeypatch):
     seen = []
     original = WorldModelPPOLearner._merge
 
-    def merge(learner, sources):
-        batch = original(learner, sources)
+    def merge(learner, real, imagined):
+        batch = original(learner, real, imagined)
+        sources = [real, imagined] if real else [imagined]
         assert batch.policy_batches["default_policy"].count == sum(len(source[Columns.OBS]) for source in sources)
         seen.append(tuple(len(source[Columns.OBS]) for source in sources))
         return batch

@@ -282,7 +282,7 @@ def test_service_saves_and_restores_itself(service: ReplayService, tmp_path: Pat
 
 
 def test_a_chunk_after_a_gap_becomes_a_sequence_of_its_own():
-    """A fragment lost with its env runner leaves a gap; concatenating over it would teach M a transition that never was."""
+    """A fragment lost with its env runner leaves a gap; M must not learn a transition over it."""
     replay = SequenceReplay(1000, seed=0)
     for started in (0, 10, 15):
         length = 5

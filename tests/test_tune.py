@@ -10,6 +10,7 @@ from ray.tune import CheckpointConfig, RunConfig
 from remote import report_placement
 from tiny import tiny_config
 
+import wm_rllib
 from wm_rllib import WorldModelPPO, placement
 from wm_rllib.metrics import progress_row
 from wm_rllib.placement import ClusterTooSmallError, check_cluster
@@ -23,6 +24,7 @@ ITERATIONS = 4
 @pytest.fixture(scope="module")
 def trials(local_ray, tmp_path_factory):
     """Two trials over the ratio, each with a remote dreamer."""
+    wm_rllib.register()  # this process may have had another Ray before
     config = (
         tiny_config(evaluation_interval_steps=32, num_cpus_per_learner=0.25, num_cpus_per_dreamer=0.25)
         .dreamers(num_dreamers=1, imagination_ratio=tune.grid_search(list(RATIOS)))
@@ -137,7 +139,7 @@ def test_impossible_requests_name_what_is_missing(monkeypatch):
     with pytest.raises(ClusterTooSmallError) as caught:
         check_cluster(request, config, patience_s=1.5)
     assert 1.0 < time.monotonic() - start < 15
-    for words in ("3.125 CPU are needed and 2 exist", "1.5 GPU are needed and 0 exist", "num_cpus_per_dreamer"):
+    for words in ("3.25 CPU are needed and 2 exist", "1.5 GPU are needed and 0 exist", "num_cpus_per_dreamer"):
         assert words in str(caught.value)
     assert placement.PATIENCE_S < 60  # "within a minute"
     monkeypatch.setattr(check_cluster, "__defaults__", (0.0,))

@@ -10,7 +10,16 @@ from wm_rllib.algorithm import WorldModelPPO
 from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.policy import WorldModelPolicy, load_policy
 
-__all__ = ["WorldModelPPO", "WorldModelPPOConfig", "WorldModelPolicy", "load_policy"]
+__all__ = ["WorldModelPPO", "WorldModelPPOConfig", "WorldModelPolicy", "load_policy", "register"]
 __version__ = "0.1.0"
 
-register_trainable("WorldModelPPO", WorldModelPPO)
+
+def register() -> None:
+    """Registers "WorldModelPPO" with Ray Tune; importing the package does it.
+
+    Tune's registry lives with Ray: a process that shuts Ray down and starts it again has to register again.
+    """
+    register_trainable("WorldModelPPO", WorldModelPPO)
+
+
+register()

@@ -30,9 +30,14 @@ METRICS: dict[str, Metric] = {
     "imagination/ratio": Metric("Realised share of imagined rows: imagined / (real + imagined).", "0 to 1"),
     "imagination/configured_ratio": Metric("The share asked for, from the setting or its schedule.", "0 to 1"),
     "imagination/horizon": Metric("Mean realised length of this iteration's dreams.", "steps"),
-    "imagination/return_gap": Metric("Dreamed minus real return; near 0 means that dreams are faithful.", "return"),
-    "imagination/staleness": Metric("Age of the dreams that were learned from; an own round's are 0.", "iterations"),
-    "imagination/dropped_rows": Metric("Imagined rows thrown away because they were too old.", "rows"),
+    "imagination/return_gap": Metric(
+        "Mean value target of dreamed rows less that of real ones; dreams start elsewhere, so watch its trend.",
+        "return",
+    ),
+    "imagination/staleness": Metric(
+        "Largest age of a fragment, real or dreamed; what this iteration made is 0.", "iterations"
+    ),
+    "imagination/dropped_rows": Metric("Rows, real or imagined, dropped because they were too old.", "rows"),
     "imagination/updates_skipped": Metric(
         "PPO updates left out because no merge at the ratio was possible.", "updates"
     ),
