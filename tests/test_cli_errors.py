@@ -171,6 +171,12 @@ class TestPlan:
         assert plan.tree["stop"] == {"total_timesteps": None, "return": 475.0}
         assert parse_tree(plan.tree)
 
+    def test_resume_auto_before_the_first_checkpoint_keeps_the_settings(self, tmp_path):
+        write(tmp_path / "run" / "config.yaml", "env:\n  id: CartPole-v1\nseed: 9\n")
+        plan = plan_run(arguments("--run-dir", "run", "--resume", "auto"))
+        assert plan.source is None and plan.values["env.id"] == "CartPole-v1"
+        assert plan.config.seed == 9
+
     def test_resume_goes_on_in_the_checkpoints_folder(self, tmp_path):
         save(tmp_path / "run" / "checkpoints" / "last")
         plan = plan_run(arguments("--resume", "run", "--seed", "5"))

@@ -122,6 +122,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         self.features.random_actions = request.random_actions
         episodes = self.sample(num_timesteps=request.num_timesteps, random_actions=request.random_actions)
         raw = self.features.take_raw(episodes, self._ongoing_episodes)
+        logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
         # Features of random actions were computed for nobody: such steps feed the world model alone.
         shards = [] if request.random_actions else _shard(episodes, request.num_shards)
         return Collected(

@@ -194,11 +194,13 @@ class WorldModelPPOLearner(PPOTorchLearner):
 
     def _log_rows(self, real: int, imagined: int) -> None:
         """The rows that were really merged, for the report."""
+        logger.debug("merged %d real and %d imagined rows", real, imagined)
         self.metrics.log_value((DEFAULT_MODULE_ID, "num_real_rows"), real, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, "num_imagined_rows"), imagined, window=1)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """RLlib's schedules; a fit has no policy rows, so PPO's KL and entropy coefficients stay as they are."""
+        logger.debug("%s done at real step %s", "fit" if self._fitting else "update", timesteps)
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
         if self._fitting:
             for name in self._fit_losses[0]:

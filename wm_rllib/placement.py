@@ -86,7 +86,7 @@ def make_server(*, remote: bool) -> Any:
 def make_replay(config: Any, seed: int | None) -> Any:
     """The replay: an actor on the driver's node, so that it can write checkpoints itself, or an object."""
     if not config.replay_is_remote:
-        return ReplayService(config.replay_capacity, seed)
+        return ReplayService(config.replay_capacity, seed, config.wm_log_level)
     options: dict[str, Any] = _in_bundle(0)
     if options:
         options["num_cpus"] = 0  # Tune's trial actor holds all of bundle 0, the replay's CPUs included
@@ -94,7 +94,7 @@ def make_replay(config: Any, seed: int | None) -> Any:
         node = ray.get_runtime_context().get_node_id()
         options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
     actor = ray.remote(num_cpus=config.num_cpus_for_replay)(ReplayService)
-    return actor.options(**options).remote(config.replay_capacity, seed)
+    return actor.options(**options).remote(config.replay_capacity, seed, config.wm_log_level)
 
 
 def make_dreamer(index: int, config: Any, spec: DreamerSpec, server: Any, request: PlacementGroupFactory) -> Any:

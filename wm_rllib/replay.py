@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,6 +13,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
+
+from wm_rllib.logs import set_log_level
+
+logger = logging.getLogger(__name__)
 
 WORLD_MODEL_MODULE_ID = "world_model"
 MASK = "mask"
@@ -144,13 +149,21 @@ class ReplayService:
     An actor beside remote workers, a plain object in a single process.
     """
 
-    def __init__(self, capacity: int, seed: int | None):
+    def __init__(self, capacity: int, seed: int | None, log_level: str = "warning"):
+        set_log_level(log_level)
         self._replay = SequenceReplay(capacity, seed)
 
     def add(self, episode_refs: list[ray.ObjectRef]) -> int:
-        """Adds lists of raw episodes; returns the number of env steps held."""
-        for episodes in ray.get(episode_refs):
-            self._replay.add(episodes)
+        """Adds lists of raw episodes; returns the number of env steps held.
+
+        A list whose env runner has died since is lost with it, and left out.
+        """
+        for ref in episode_refs:
+            try:
+                self._replay.add(ray.get(ref))
+            except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
+                logger.warning("raw episodes were lost with their env runner: %s", error)
+        logger.debug("replay holds %d env steps", len(self._replay))
         return len(self._replay)
 
     def reseed(self, seed: int) -> None:

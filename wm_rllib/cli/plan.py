@@ -66,8 +66,8 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     requested = requested_values(args)
     source = _find_source(args)
     meta = CheckpointMeta(0, 0, 0.0) if source is None else _resumable(source)
-    before = {} if source is None else checkpoints.read_settings(source)
-    changed = changed_on_resume(before, requested) if source else {}
+    before = _settings_before(args, source)
+    changed = changed_on_resume(before, requested) if before else {}
     values = {**before, **requested}
     if "env.id" not in values:
         raise CommandError("no environment. Fix: --env ID, or env.id in the YAML file.")
@@ -89,6 +89,14 @@ def _find_source(args: argparse.Namespace) -> Path | None:
     if args.run_dir is None:
         raise CommandError("--resume auto needs the run folder to look in. Fix: add --run-dir DIR.")
     return RunFolder(args.run_dir).newest_checkpoint()
+
+
+def _settings_before(args: argparse.Namespace, source: Path | None) -> dict[str, Any]:
+    """Return the settings to go on with: the checkpoint's, or those of a run that ended before its first checkpoint."""
+    if source is not None:
+        return checkpoints.read_settings(source)
+    begun = args.resume == AUTO and (Path(args.run_dir) / checkpoints.SETTINGS_FILE).exists()
+    return checkpoints.read_settings(Path(args.run_dir)) if begun else {}
 
 
 def _resumable(source: Path) -> CheckpointMeta:
