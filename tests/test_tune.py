@@ -145,5 +145,8 @@ def test_impossible_requests_name_what_is_missing(monkeypatch):
     monkeypatch.setattr(check_cluster, "__defaults__", (0.0,))
     with pytest.raises(ClusterTooSmallError):
         config.build_algo()
-    fitting = tiny_config(num_dreamers=2)
+    exact = tiny_config(num_dreamers=2, num_cpus_per_dreamer=1.0)
+    with pytest.raises(ClusterTooSmallError):  # the replay's share does not fit beside them
+        check_cluster(WorldModelPPO.default_resource_request(exact), exact, patience_s=0.0)
+    fitting = tiny_config(num_dreamers=2, num_cpus_per_dreamer=0.5)
     check_cluster(WorldModelPPO.default_resource_request(fitting), fitting, patience_s=0.0)
