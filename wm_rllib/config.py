@@ -24,6 +24,7 @@ from wm_rllib.mixing import Ratio, may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
+from wm_rllib.policy_module import WorldModelPPOModule
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.settings import check_attrs
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
@@ -297,6 +298,10 @@ class WorldModelPPOConfig(PPOConfig):
 
     # --- what RLlib builds from this config --------------------------------------------------------------------------
 
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """RLlib's hook."""
+        return RLModuleSpec(module_class=WorldModelPPOModule)
+
     def get_default_learner_class(self) -> type:
         """RLlib's hook."""
         return WorldModelPPOLearner
@@ -370,4 +375,7 @@ class WorldModelPPOConfig(PPOConfig):
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
-        return super()._model_config_auto_includes | {"fcnet_hiddens": list(self.policy_hidden_dims)}
+        return super()._model_config_auto_includes | {
+            "fcnet_hiddens": list(self.policy_hidden_dims),
+            "latent_dim": self.latent_dim,
+        }

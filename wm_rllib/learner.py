@@ -21,9 +21,11 @@ from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
 from wm_rllib.advantages import standardise, value_targets
+from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip, without_validation
 from wm_rllib.logs import set_log_level
-from wm_rllib.mixing import imagined_rows, real_rows_for
+from wm_rllib.mixing import imagined_rows, may_dream, real_rows_for
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.policy_module import WorldModelPPOModule, moved_units
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 
@@ -58,7 +60,9 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._expected_rows = (0, 0)
         self._fit_losses: list[dict[str, Tensor]] = []
         self._fitting = False
-        self._fit_steps = 1
+        self._own_loop = False
+        self._num_steps = 1
+        self._steps_done = 0
         self._timestep = 0
         self._vae_lr_scale = 1.0
         super().build()
@@ -93,32 +97,115 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._vae_lr_scale = vae_lr_scale
         self._ratio = ratio
         self._expected_rows = expected_rows[self._learner_index] if expected_rows else (0, 0)
+        self._steps_done = 0
         self._imagined = imagined[self._learner_index] if imagined else ()
         self._real_rows = real_rows[self._learner_index] if real_rows else None
         try:
-            return super().update(*args, **kwargs)
+            with without_validation():
+                return super().update(*args, **kwargs)
         finally:
             self._imagined = ()
 
-    def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
-        if training_data.episodes is None:
-            batch = super()._make_batch_if_necessary(training_data)
-            self._fitting = WORLD_MODEL_MODULE_ID in batch.policy_batches
-            if self._fitting:
-                sequences = len(batch.policy_batches[WORLD_MODEL_MODULE_ID])
-                self._fit_steps = -(-sequences // self.config.sequence_batch_size)
-            return batch
-        self._fitting = False
-        if not self._imagined:
-            batch = super()._make_batch_if_necessary(training_data)
-            self._log_rows(int(batch.policy_batches[DEFAULT_MODULE_ID][Columns.LOSS_MASK].sum()), 0)
-            return batch
+    def _create_iterator_if_necessary(
+        self,
+        *,
+        training_data: TrainingData,
+        num_total_minibatches: int = 0,
+        num_epochs: int = 1,
+        minibatch_size: int | None = None,
+        shuffle_batch_per_epoch: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """RLlib's minibatches for its own update; light ones for a fit and for a merge."""
+        self._fitting = training_data.episodes is None
+        self._own_loop = bool(self._fitting or self._imagined)
+        if not self._own_loop:
+            return super()._create_iterator_if_necessary(
+                training_data=training_data,
+                num_total_minibatches=num_total_minibatches,
+                num_epochs=num_epochs,
+                minibatch_size=minibatch_size,
+                shuffle_batch_per_epoch=shuffle_batch_per_epoch,
+                **kwargs,
+            )
+        module_id, columns = self._fit_columns(training_data) if self._fitting else self._merged(training_data)
+        minibatches = Minibatches(
+            module_id,
+            columns,
+            size=minibatch_size or len(next(iter(columns.values()))),
+            num_epochs=num_epochs,
+            count=num_total_minibatches,
+            shuffle=shuffle_batch_per_epoch and not self._fitting,
+        )
+        self._num_steps = len(minibatches)
+        return minibatches
+
+    def _fit_columns(self, training_data: TrainingData) -> tuple[str, RowColumns]:
+        """The stacked sequences of a fit, one row each."""
+        batch = super()._make_batch_if_necessary(training_data).policy_batches[WORLD_MODEL_MODULE_ID]
+        return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
+
+    def _merged(self, training_data: TrainingData) -> tuple[str, RowColumns]:
+        """The exact merge of this learner's real and imagined rows."""
         imagined = self._imagined_columns(_get_available(self._imagined))
         real = None
         if training_data.episodes:
             batch = super()._make_batch_if_necessary(training_data)
             real = self._real_columns(batch.policy_batches[DEFAULT_MODULE_ID])
-        return self._merge(*self._keep_ratio(real, imagined))
+        real, imagined = self._keep_ratio(real, imagined)
+        self._rescale_values(real, imagined)
+        return DEFAULT_MODULE_ID, self._merge(real, imagined)
+
+    def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
+        batch = super()._make_batch_if_necessary(training_data)
+        if not self._own_loop:
+            self._log_rows(int(batch.policy_batches[DEFAULT_MODULE_ID][Columns.LOSS_MASK].sum()), 0)
+        return batch
+
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
+        """One gradient step: RLlib's own, or a light one on the only module in the batch."""
+        if not self._own_loop:
+            return super()._update(batch, **kwargs)
+        (module_id,) = batch
+        self._steps_done += 1
+        metrics = self.metrics
+        if self._steps_done < self._num_steps:
+            self.metrics = Silent()
+        try:
+            fwd_out = self.module.forward_train(batch)
+            losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
+        finally:
+            self.metrics = metrics
+        self._descend(module_id, losses[module_id])
+        return fwd_out, losses, {}
+
+    def _descend(self, module_id: str, loss: Tensor) -> None:
+        """One step of each of a module's optimisers."""
+        optimizers = self.get_optimizers_for_module(module_id)
+        for _, optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for name, optimizer in optimizers:
+            params = [param for group in optimizer.param_groups for param in group["params"]]
+            if self._fitting:
+                self._anneal(name, optimizer)
+                max_norm = self.config.world_model_grad_clip
+            else:
+                self._clip_policy_gradients(optimizer)
+                max_norm = None
+            if clip_or_skip(params, max_norm):
+                optimizer.step()
+
+    def _log_steps_trained_metrics(self, batch: Any) -> None:
+        if not self._own_loop:
+            super()._log_steps_trained_metrics(batch)
+
+    def _log_metrics(self, batch: Any) -> None:
+        if not self._own_loop:
+            super()._log_metrics(batch)
+
+    def _set_slicing_by_batch_id(self, batch: Any, *, value: bool) -> Any:
+        return batch if self._own_loop else super()._set_slicing_by_batch_id(batch, value=value)
 
     def _keep_ratio(self, real: RowColumns | None, imagined: RowColumns) -> tuple[RowColumns | None, RowColumns]:
         """Cuts one source when rows of the other were lost with the process that had put them into the object store."""
@@ -131,6 +218,24 @@ class WorldModelPPOLearner(PPOTorchLearner):
         elif real and num_imagined < self._expected_rows[1]:
             real = self._choose(real, real_rows_for(num_imagined, self._ratio))
         return real, imagined
+
+    def _rescale_values(self, real: RowColumns | None, imagined: RowColumns) -> None:
+        """Moves the critic's units towards the mean and standard deviation of this update's value targets.
+
+        All learners take the same units, from their targets together. Without dreams nothing is rescaled: the update at
+        ratio 0 is RLlib's own (contract 1).
+        """
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        if not isinstance(module, WorldModelPPOModule):
+            return
+        columns = [real, imagined] if real else [imagined]
+        targets = torch.cat([source[Postprocessing.VALUE_TARGETS] for source in columns]).double()
+        moments = torch.stack([torch.ones_like(targets).sum(), targets.sum(), targets.square().sum()])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(moments)
+        mean = moments[1] / moments[0]
+        std = (moments[2] / moments[0] - mean.square()).clamp(min=0.0).sqrt()
+        module.rescale_values(*moved_units(module.value_mean, module.value_scale, mean, std))
 
     def _choose(self, columns: RowColumns, count: int) -> RowColumns:
         keep = torch.randperm(len(columns[Columns.OBS]), device=self._device)[:count]
@@ -181,7 +286,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         flat = np.concatenate([block[name].reshape(-1, *block[name].shape[2:]) for block in blocks])
         return torch.as_tensor(flat, device=self._device)
 
-    def _merge(self, real: RowColumns | None, imagined: RowColumns) -> MultiAgentBatch:
+    def _merge(self, real: RowColumns | None, imagined: RowColumns) -> RowColumns:
         """Both sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
         sources = [real, imagined] if real else [imagined]
         self._log_rows(len(real[Columns.OBS]) if real else 0, len(imagined[Columns.OBS]))
@@ -190,7 +295,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         merged = {
             name: torch.cat([source[name].to(sources[0][name].dtype) for source in sources])[order] for name in COLUMNS
         }
-        return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(merged)}, env_steps=num_rows)
+        return merged
 
     def _log_rows(self, real: int, imagined: int) -> None:
         """The rows that were really merged, for the report."""
@@ -221,6 +326,9 @@ class WorldModelPPOLearner(PPOTorchLearner):
         """One Adam for C (RLlib's), one each for V and M, with learning rates of their own."""
         if module_id != WORLD_MODEL_MODULE_ID:
             super().configure_optimizers_for_module(module_id, config)
+            if may_dream(self.config.imagination_ratio):
+                for _, optimizer in self.get_optimizers_for_module(module_id):
+                    optimizer.param_groups[0].update(fused=True, foreach=None)
             return
         for name, network, lr in (
             (VAE_OPTIMIZER, self.world_model.vae, config.vae_lr),
@@ -230,39 +338,35 @@ class WorldModelPPOLearner(PPOTorchLearner):
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=torch.optim.Adam(params),
+                optimizer=torch.optim.Adam(params, fused=True),
                 params=params,
                 lr_or_lr_schedule=lr,
             )
 
-    def postprocess_gradients_for_module(
-        self, *, module_id: str, config: Any = None, module_gradients_dict: Any
-    ) -> Any:
-        """Clips V's and M's gradients each by their global norm; C's as RLlib does."""
-        if module_id != WORLD_MODEL_MODULE_ID:
-            return super().postprocess_gradients_for_module(
-                module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
-            )
-        if config.world_model_grad_clip is not None:
-            for _, optimizer in self.get_optimizers_for_module(module_id):
-                params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-                torch.nn.utils.clip_grad_norm_(params, config.world_model_grad_clip)
-        return module_gradients_dict
+    def _clip_policy_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """RLlib's clipping of C's gradients, where it is configured."""
+        if self.config.grad_clip is None:
+            return
+        params = self.filter_param_dict_for_optimizer(self._params, optimizer)
+        clipped = self.postprocess_gradients_for_module(
+            module_id=DEFAULT_MODULE_ID,
+            config=self.config.get_config_for_module(DEFAULT_MODULE_ID),
+            module_gradients_dict={pid: param.grad for pid, param in params.items()},
+        )
+        for pid, grad in clipped.items():
+            params[pid].grad = grad
 
-    def apply_gradients(self, gradients_dict: Any) -> None:
-        """RLlib's optimiser steps; a fit's learning rates fall linearly to a fraction of themselves on its way.
+    def _anneal(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        """Sets a fit's learning rate, which falls linearly to a fraction of itself on the fit's way.
 
         Adam's noise at a constant rate moves V's latents by about as much as M's finest sigma: M chases them, and
         dreams get blurred. Annealed, each published world model is a settled one.
         """
-        if self._fitting:
-            done = (len(self._fit_losses) - 1) / max(1, self._fit_steps - 1)
-            scale = 1.0 - (1.0 - self.config.fit_final_lr_fraction) * min(1.0, done)
-            for name, optimizer in self.get_optimizers_for_module(WORLD_MODEL_MODULE_ID):
-                base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
-                own = self._vae_lr_scale if name.endswith(VAE_OPTIMIZER) else 1.0
-                self._set_optimizer_lr(optimizer, lr=base * own * scale)
-        super().apply_gradients(gradients_dict)
+        done = (self._steps_done - 1) / max(1, self._num_steps - 1)
+        scale = 1.0 - (1.0 - self.config.fit_final_lr_fraction) * done
+        base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
+        own = self._vae_lr_scale if name.endswith(VAE_OPTIMIZER) else 1.0
+        self._set_optimizer_lr(optimizer, lr=base * own * scale)
 
     # --- what the algorithm asks of learners --------------------------------------------------------------------------
 
@@ -275,7 +379,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
         """Fixes the units of observations and rewards, once, after the random phase."""
         tensors = {name: torch.as_tensor(value, device=self._device) for name, value in stats.items()}
         self.world_model.vae.set_normalisation(tensors["obs_mean"], tensors["obs_scale"])
-        self.world_model.mdn_rnn.set_normalisation(tensors["reward_mean"], tensors["reward_scale"])
+        names = ("reward_mean", "reward_scale", "last_reward_scale", "termination_rate")
+        self.world_model.mdn_rnn.set_normalisation(*(tensors[name] for name in names))
 
     def put_policy(self) -> ray.ObjectRef:
         """Reference to C's weights, what acting needs of them, as numpy arrays."""

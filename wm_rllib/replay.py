@@ -50,21 +50,30 @@ class SequenceReplay(EpisodeReplayBuffer):
             super().add(episode)
 
     def normalisation(self) -> dict[str, np.ndarray]:
-        """Mean and scale of observations (*O) and rewards (scalars) over all that is held.
+        """Units of observations (*O) and rewards (scalars) from all that is held.
 
         An observation's scale is twice its standard deviation, so that most of it lies in [-1, 1]; a constant
-        dimension, or constant reward, has scale 1.
+        dimension, or constant reward, has scale 1. Rewards that end an episode have a scale of their own, their root
+        mean square.
         """
         observations = np.concatenate([np.asarray(episode.get_observations()) for episode in self.episodes])
         rewards = np.concatenate([np.asarray(episode.get_rewards()) for episode in self.episodes])
+        ends = np.cumsum([len(episode) for episode in self.episodes])
+        last = np.zeros(len(rewards), bool)
+        last[[end - 1 for end, episode in zip(ends, self.episodes, strict=True) if episode.is_terminated]] = True
         # In float64: sums in float32 give a constant dimension a spread of their rounding, far above the threshold.
         obs_mean, obs_scale = observations.mean(0, dtype=np.float64), 2.0 * observations.std(0, dtype=np.float64)
-        reward_mean, reward_scale = rewards.mean(dtype=np.float64), rewards.std(dtype=np.float64)
+        usual = rewards[~last] if (~last).any() else rewards
+        reward_scale = _positive(usual.std(dtype=np.float64))
+        last_scale = np.sqrt(np.square(rewards[last], dtype=np.float64).mean()) if last.any() else reward_scale
         return {
             "obs_mean": obs_mean.astype(np.float32),
             "obs_scale": np.where(obs_scale > 1e-6, obs_scale, 1.0).astype(np.float32),
-            "reward_mean": np.float32(reward_mean),
-            "reward_scale": np.float32(reward_scale if reward_scale > 1e-6 else 1.0),
+            "reward_mean": np.float32(usual.mean(dtype=np.float64)),
+            "reward_scale": np.float32(reward_scale),
+            "last_reward_scale": np.float32(_positive(last_scale)),
+            # A hundredth of a termination more than were seen: none seen is no proof that there are none.
+            "termination_rate": np.float32((last.sum() + 0.01) / (len(rewards) + 1.0)),
         }
 
     def sample_sequences(self, num_sequences: int, length: int) -> Arrays:
@@ -136,6 +145,10 @@ class SequenceReplay(EpisodeReplayBuffer):
         self.episodes.clear()  # RLlib's buffer keeps what it holds, under the indices of the state, unless it is empty
         super().set_state({**state, "_indices": list(state["_indices"])})
         self.rng.bit_generator.state = state["rng"]
+
+
+def _positive(scale: float) -> float:
+    return float(scale) if scale > 1e-6 else 1.0
 
 
 def _episode_arrays(episode: SingleAgentEpisode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

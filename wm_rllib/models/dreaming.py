@@ -66,7 +66,7 @@ def dream(
         next_z = sample_mixture(mixture, temperature, MixtureNoise(noise.gumbel[t], noise.normal[t]))
         outcome = world_model.mdn_rnn.outcome(z, encoded, next_z)
         terminated = death[t] < torch.sigmoid(outcome.termination_logit)
-        rows.append((features, actions, logp, dist_inputs, outcome.reward, terminated))
+        rows.append((features, actions, logp, dist_inputs, outcome.reward_if(terminated), terminated))
         z = next_z
         if t + 1 < horizon:
             z = torch.where(terminated[:, None], start_z[restart[t]], z)

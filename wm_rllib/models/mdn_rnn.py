@@ -18,10 +18,20 @@ State = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a transition brings: reward [...] in the environment's units, logit of termination [...]."""
+    """What a transition brings.
+
+    A last reward is often of another size than those before it (LunarLander: -100 or +100 against 1 or so), so there is
+    a prediction for each case: reward [...] if the episode goes on and last_reward [...] if it terminates, in the
+    environment's units. termination_logit [...].
+    """
 
     reward: Tensor
+    last_reward: Tensor
     termination_logit: Tensor
+
+    def reward_if(self, terminated: Tensor) -> Tensor:
+        """The reward [...], given whether the episode terminates [...]."""
+        return torch.where(terminated, self.last_reward, self.reward)
 
 
 @dataclass(frozen=True)
@@ -50,23 +60,42 @@ class MDNRNN(nn.Module):
 
     reward_mean: Tensor
     reward_scale: Tensor
+    last_reward_scale: Tensor
 
     def __init__(self, config: MDNRNNConfig):
         super().__init__()
         self.config = config
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_scale", torch.ones(()))
+        self.register_buffer("last_reward_scale", torch.ones(()))
         input_dim = config.latent_dim + config.action_dim
         self.lstm = nn.LSTM(input_dim, config.hidden_dim, batch_first=True)
         mixture_logits = config.num_mixtures * (1 if config.mixture == "joint" else config.latent_dim)
         self._sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
         self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self._sizes))
-        self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 2)
+        self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 3)
 
-    def set_normalisation(self, reward_mean: Tensor, reward_scale: Tensor) -> None:
-        """Fixes the units of the reward head: it predicts (r - reward_mean) / reward_scale."""
+    @torch.no_grad()
+    def set_normalisation(
+        self, reward_mean: Tensor, reward_scale: Tensor, last_reward_scale: Tensor, termination_rate: Tensor
+    ) -> None:
+        """Fixes the units of the reward head, and starts the termination head at the base rate.
+
+        A head that starts at one half ends most early dreams at once, and where rewards are negative a policy learns
+        to look for those ends.
+
+        Args:
+            reward_mean: Scalar; the head predicts (r - reward_mean) / reward_scale.
+            reward_scale: Scalar above 0.
+            last_reward_scale: Scalar above 0; rewards of terminating transitions are predicted as r / last_reward_scale.
+            termination_rate: Scalar in (0, 1), terminations a step.
+        """
         self.reward_mean.copy_(reward_mean)
         self.reward_scale.copy_(reward_scale)
+        self.last_reward_scale.copy_(last_reward_scale)
+        last = self.outcome_head[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias[2] = torch.logit(termination_rate.to(last.bias))
 
     def initial_state(self, batch_size: int) -> State:
         """The state before anything was seen: zeros, [B, D] each."""
@@ -103,8 +132,9 @@ class MDNRNN(nn.Module):
 
     def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
         """r_t and done_t of the transition from z_t [..., Z] by a_t [..., A] to z_{t+1} [..., Z]."""
-        reward, termination_logit = self.outcome_head(torch.cat([z, action, next_z], -1)).unbind(-1)
-        return Outcome(reward * self.reward_scale + self.reward_mean, termination_logit)
+        out = self.outcome_head(torch.cat([z, action, next_z], -1))
+        reward = out[..., 0] * self.reward_scale + self.reward_mean
+        return Outcome(reward, out[..., 1] * self.last_reward_scale, out[..., 2])
 
     def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.
@@ -122,21 +152,28 @@ class MDNRNN(nn.Module):
         """
         z = z.detach()
         hidden, _ = self.unroll(z[:, :-1], action)
-        outcome = self.outcome(z[:, :-1], action, z[:, 1:])
-        count = mask.sum().clamp(min=1)
-
-        def mean(values: Tensor) -> Tensor:
-            return torch.where(mask, values, torch.zeros_like(values)).sum() / count
-
-        nll = mean(mixture_nll(self.predict(hidden, z[:, :-1], action), z[:, 1:]))
-        reward_loss = mean(0.5 * ((outcome.reward - reward) / self.reward_scale).square())
-        termination = functional.binary_cross_entropy_with_logits(
-            outcome.termination_logit, terminated.float(), reduction="none"
+        # Heads see the transitions that happened and no others: with short episodes, half of a batch is padding.
+        rows = mask.flatten().nonzero().squeeze(-1)
+        hidden, now, after, action, reward, terminated = (
+            x.flatten(0, 1)[rows] for x in (hidden, z[:, :-1], z[:, 1:], action, reward, terminated)
         )
-        termination_loss = mean(termination)
+        outcome = self.outcome(now, action, after)
+        nll = _mean(mixture_nll(self.predict(hidden, now, action), after))
+        units = torch.where(terminated, self.last_reward_scale, self.reward_scale)
+        reward_loss = _mean(0.5 * ((outcome.reward_if(terminated) - reward) / units).square())
+        termination_loss = _mean(
+            functional.binary_cross_entropy_with_logits(
+                outcome.termination_logit, terminated.float(), reduction="none"
+            )
+        )
         total = (
             self.config.nll_coeff * nll
             + self.config.reward_loss_coeff * reward_loss
             + self.config.termination_loss_coeff * termination_loss
         )
         return MDNRNNLosses(total, nll, reward_loss, termination_loss)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean of [N], 0 for N = 0."""
+    return values.sum() / max(1, len(values))

@@ -26,6 +26,11 @@ class MixtureParams:
         """Whether one component is chosen for the whole latent."""
         return self.log_pi.ndim == self.mean.ndim - 1
 
+    def expectation(self) -> Tensor:
+        """The mean of the mixture, [..., Z]."""
+        weights = self.log_pi.exp()
+        return ((weights.unsqueeze(-1) if self.joint else weights) * self.mean).sum(-2)
+
 
 @dataclass(frozen=True)
 class MixtureNoise:

@@ -1,0 +1,95 @@
+"""The gate: how much to imagine, and how far, from how well M predicts what it was not fitted to.
+
+Pure numbers; `models/judging.py` measures, `algorithm.py` obeys. Bounds come from the config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+EMA_RATE = 0.3
+"""Weight of the newest judgement: a few iterations decide, not one."""
+CLOSED_SKILL, OPEN_SKILL = 0.1, 0.5
+"""Skill one step ahead at which nothing is imagined, and from which on the ratio is at its upper bound."""
+FAR_SKILL = 0.3
+"""The horizon is the number of steps over which skill stays above this."""
+TOLERATED_GAP = 0.5
+"""Dreamed less real return, in standard deviations of real returns, that costs nothing; twice that halves the odds."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one iteration's fresh experience said of M.
+
+    Attributes:
+        skill: By steps ahead (1 .. H), the lower of observation and reward skill; None where it was not measured.
+        gap: Dreamed less real discounted return from the same states; None without a comparable window.
+        gap_error: Standard error of it.
+        return_scale: Standard deviation of real returns, as the critic has it.
+    """
+
+    skill: list[float | None]
+    gap: float | None
+    gap_error: float | None
+    return_scale: float
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the gate may choose from."""
+
+    min_ratio: float
+    max_ratio: float
+    min_horizon: int
+    max_horizon: int
+
+
+@dataclass
+class Gate:
+    """Running averages of the judgements; plain values only, for the checkpoint.
+
+    Attributes:
+        skill: By steps ahead; empty before the first judgement.
+        gap: In standard deviations of real returns, less what chance explains; 0 before the first one.
+    """
+
+    skill: list[float] = field(default_factory=list)
+    gap: float = 0.0
+
+    def judge(self, judgement: Judgement) -> None:
+        """Takes in one iteration's judgement."""
+        if not self.skill:
+            self.skill = [0.0 if value is None else value for value in judgement.skill]
+        for step, value in enumerate(judgement.skill[: len(self.skill)]):
+            if value is not None and math.isfinite(value):
+                # One absurd prediction far ahead must not close the gate for ever.
+                self.skill[step] += EMA_RATE * (max(value, -1.0) - self.skill[step])
+        if judgement.gap is not None and judgement.gap_error is not None:
+            beyond_chance = max(0.0, abs(judgement.gap) - 2.0 * judgement.gap_error)
+            self.gap += EMA_RATE * (math.copysign(beyond_chance, judgement.gap) / judgement.return_scale - self.gap)
+
+    def horizon(self, bounds: Bounds) -> int:
+        """The longest dream whose every step is predicted well enough, within the bounds."""
+        trusted = next((step for step, value in enumerate(self.skill) if value < FAR_SKILL), len(self.skill))
+        return min(max(trusted, bounds.min_horizon), bounds.max_horizon)
+
+    def ratio(self, bounds: Bounds) -> float:
+        """The imagined fraction, within the bounds.
+
+        The odds of an imagined row scale with skill, and fall with the square of a gap beyond what is tolerated: only
+        dreams that promise too much are punished, since a policy seeks out what is promised.
+        """
+        if not self.skill or bounds.max_ratio <= bounds.min_ratio:
+            return bounds.max_ratio
+        skill = (self.skill[0] - CLOSED_SKILL) / (OPEN_SKILL - CLOSED_SKILL)
+        excess = max(0.0, self.gap / TOLERATED_GAP)
+        share = min(max(skill, 0.0), 1.0) / max(1.0, excess * excess / 2.0)
+        odds = share * bounds.max_ratio / (1.0 - bounds.max_ratio)
+        return max(bounds.min_ratio, odds / (1.0 + odds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return dataclasses.asdict(self)
