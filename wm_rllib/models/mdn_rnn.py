@@ -42,7 +42,8 @@ class MDNRNN(nn.Module):
     (medians).
 
     `step` and `unroll` run the same weights, one transition at a time or a whole sequence at once. Subclass and name
-    the class in ``world_model.mdn_rnn.class`` to replace it.
+    the class in ``world_model.mdn_rnn.class`` to replace it. Dreams run `wm_rllib.models.fused` in place of `step`,
+    `predict` and `outcome` where none of them is overridden: a change to one of these must be made there too.
 
     Args:
         config: Sizes and loss weights.
@@ -59,8 +60,9 @@ class MDNRNN(nn.Module):
         input_dim = config.latent_dim + config.action_dim
         self.lstm = nn.LSTM(input_dim, config.hidden_dim, batch_first=True)
         mixture_logits = config.num_mixtures * (1 if config.mixture == "joint" else config.latent_dim)
-        self._sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
-        self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self._sizes))
+        # Widths of logits, means and log sigmas in the mixture head's output.
+        self.sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
+        self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self.sizes))
         self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 2)
 
     def set_normalisation(self, reward_mean: Tensor, reward_scale: Tensor) -> None:
@@ -89,8 +91,11 @@ class MDNRNN(nn.Module):
 
     def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
         """p(z_{t+1}) from h_{t+1} [..., D], z_t [..., Z] and a_t [..., A]."""
-        out = self.mixture_head(torch.cat([next_h, z, action], -1))
-        logits, mean, log_sigma = out.split(self._sizes, dim=-1)
+        return self.decode_mixture(self.mixture_head(torch.cat([next_h, z, action], -1)), z)
+
+    def decode_mixture(self, out: Tensor, z: Tensor) -> MixtureParams:
+        """The mixture that the mixture head's output [..., sum(sizes)] stands for."""
+        logits, mean, log_sigma = torch.split(out, self.sizes, -1)
         shape = (*out.shape[:-1], self.config.num_mixtures, self.config.latent_dim)
         mean = mean.reshape(shape)
         if self.config.residual:
@@ -103,7 +108,11 @@ class MDNRNN(nn.Module):
 
     def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
         """r_t and done_t of the transition from z_t [..., Z] by a_t [..., A] to z_{t+1} [..., Z]."""
-        reward, termination_logit = self.outcome_head(torch.cat([z, action, next_z], -1)).unbind(-1)
+        return self.decode_outcome(self.outcome_head(torch.cat([z, action, next_z], -1)))
+
+    def decode_outcome(self, out: Tensor) -> Outcome:
+        """What the outcome head's output [..., 2] stands for; its last column is the logit of termination."""
+        reward, termination_logit = out.unbind(-1)
         return Outcome(reward * self.reward_scale + self.reward_mean, termination_logit)
 
     def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
