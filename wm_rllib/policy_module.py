@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
-from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
-
 
 UNITS_RATE = 0.2
 """How far one update moves the critic's units: six dream rounds of an iteration cover three quarters of the way."""
@@ -43,16 +41,13 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
             if network is not None:
                 first = next(layer for layer in network.modules() if isinstance(layer, nn.Linear))
                 with torch.no_grad():
-                    first.weight[:, self.model_config["latent_dim"]:] *= 0.1
+                    first.weight[:, self.model_config["latent_dim"] :] *= 0.1
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """Values [B] in the environment's units."""
-        return (
-            super().compute_values(batch, embeddings) * self.value_scale
-            + self.value_mean
-        )
+        return super().compute_values(batch, embeddings) * self.value_scale + self.value_mean
 
     @torch.no_grad()
     def rescale_values(self, mean: Tensor, scale: Tensor) -> None:

@@ -97,6 +97,7 @@ class ActionCodec:
             low = np.where(bounded, action_space.low, -1.0).astype(np.float32)
             high = np.where(bounded, action_space.high, 1.0).astype(np.float32)
             self._bounded, self._low, self._high = bounded, low, high
+            self._bounds_on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
             # RLlib unsquashes all dimensions or, if one of them has no bound, none.
             self._normalized = normalized and bool(bounded.all())
         else:
@@ -128,10 +129,26 @@ class ActionCodec:
         if self._nvec:
             parts = [torch.nn.functional.one_hot(actions[..., i].long(), n) for i, n in enumerate(self._nvec)]
             return torch.cat(parts, dim=-1).float()
-        low, high = torch.as_tensor(self._low), torch.as_tensor(self._high)
-        bounded = torch.as_tensor(self._bounded, device=actions.device)
+        low, high, bounded = self._bounds(actions.device)
         unit = actions.float()
         if not self._normalized:
-            unit = 2.0 * (unit - low.to(unit)) / (high - low).to(unit) - 1.0
-            unit = torch.where(bounded, unit, actions.float())
+            unit = torch.where(bounded, 2.0 * (unit - low) / (high - low) - 1.0, unit)
         return torch.where(bounded, unit.clamp(-1.0, 1.0), unit)
+
+    def encode_into(self, actions: Tensor, out: Tensor) -> None:
+        """As `encode`, for actions [B, ...], into out [B, A]; nothing in it waits for the device."""
+        if not self._nvec:
+            out.copy_(self.encode(actions))
+            return
+        chosen = actions.unsqueeze(-1) if isinstance(self.action_space, Discrete) else actions
+        out.zero_()
+        for part, index in zip(torch.split(out, list(self._nvec), -1), chosen.unbind(-1), strict=True):
+            part.scatter_(-1, index.long().unsqueeze(-1), 1.0)
+
+    def _bounds(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Low, high and which of them hold, [A] each: copied to a device once, as every copy waits for it."""
+        if device not in self._bounds_on:
+            arrays = (self._low, self._high, self._bounded)
+            low, high, bounded = (torch.as_tensor(array, device=device) for array in arrays)
+            self._bounds_on[device] = low, high, bounded
+        return self._bounds_on[device]

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wm_rllib.models.controller import Controller
+from wm_rllib.models.fused import FusedTransition, can_fuse
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.mixture import MixtureNoise, draw_noise, sample_mixture
+from wm_rllib.models.stack import Stack, flat_layers
 from wm_rllib.models.world_model import WorldModel
 
 Policy = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Features [B, F] to (actions [B, ...] in policy space, their log-probabilities [B], distribution inputs [B, .])."""
+
+SMALLEST_UNIFORM = 2.0**-25
+"""Below every positive number that torch.rand draws; its logit is finite."""
 
 
 @dataclass(frozen=True)
@@ -41,41 +48,198 @@ class Dream:
         return self.terminateds.shape[0] + int(self.terminateds[:, :-1].sum())
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class DreamNoise:
+    """All that is random in a dream, drawn before its first step.
+
+    mixture: gumbel [H, B, .], normal [H, B, Z]; death_logit [H, B]: a step is terminal where M's logit of termination
+    is above it; restart [H, B]: the start state that a lane goes on from after such a step; action [H, B, .], or None
+    for a policy that draws its own.
+    """
+
+    mixture: MixtureNoise
+    death_logit: Tensor
+    restart: Tensor
+    action: Tensor | None
+
+
+def draw_dream_noise(world_model: WorldModel, policy: Policy, horizon: int, lanes: int) -> DreamNoise:
+    """Noise for one dream, from torch's global generator."""
+    config, device = world_model.config.mdn_rnn, world_model.device
+    mixture = draw_noise((horizon, lanes), config.num_mixtures, config.latent_dim, config.mixture == "joint", device)
+    # sigmoid(logit) > u, with the logarithms taken once for the whole dream.
+    death_logit = torch.rand(horizon, lanes, device=device).clamp_(min=SMALLEST_UNIFORM).logit_()
+    restart = torch.randint(lanes, (horizon, lanes), device=device)
+    action = policy.sampler.draw((horizon, lanes), device) if isinstance(policy, Controller) else None
+    return DreamNoise(mixture, death_logit, restart, action)
+
+
+class Transition(Protocol):
+    """All lanes in M, one step after the other."""
+
+    @property
+    def z(self) -> Tensor:
+        """[B, Z]."""
+
+    @property
+    def h(self) -> Tensor:
+        """[B, D]."""
+
+    @property
+    def action(self) -> Tensor:
+        """[B, A], to be written before `advance`."""
+
+    def advance(self, t: int, *, restarts: bool) -> None:
+        """One step; lanes that end go on from a start state unless `restarts` is False."""
+
+    def outcomes(self) -> tuple[Tensor, Tensor]:
+        """Rewards and terminateds of all steps so far, [B, H]."""
+
+
+class PlainTransition:
+    """Steps by M's public methods, for an M that overrides them."""
+
+    def __init__(
+        self, world_model: WorldModel, start_z: Tensor, start_state: State, noise: DreamNoise, temperature: float
+    ):
+        self._mdn_rnn = world_model.mdn_rnn
+        self._start_z, self._start_state = start_z, start_state
+        self._noise, self._temperature = noise, temperature
+        self.z, self._state = start_z, start_state
+        self.action = self._blank_action()
+        self._rewards: list[Tensor] = []
+        self._terminateds: list[Tensor] = []
+
+    def _blank_action(self) -> Tensor:
+        return self.z.new_empty(len(self.z), self._mdn_rnn.config.action_dim)
+
+    @property
+    def h(self) -> Tensor:
+        """[B, D]."""
+        return self._state[0]
+
+    def advance(self, t: int, *, restarts: bool) -> None:
+        """See `Transition`."""
+        z, action, mixture_noise = self.z, self.action, self._noise.mixture
+        state = self._mdn_rnn.step(z, action, self._state)
+        mixture = self._mdn_rnn.predict(state[0], z, action)
+        noise = MixtureNoise(mixture_noise.gumbel[t], mixture_noise.normal[t])
+        next_z = sample_mixture(mixture, self._temperature, noise)
+        outcome = self._mdn_rnn.outcome(z, action, next_z)
+        terminated = outcome.termination_logit > self._noise.death_logit[t]
+        self._rewards.append(outcome.reward_if(terminated))
+        self._terminateds.append(terminated)
+        if restarts:
+            died, start = terminated[:, None], self._noise.restart[t]
+            next_z = torch.where(died, self._start_z[start], next_z)
+            h, c = (torch.where(died, at[start], now) for at, now in zip(self._start_state, state, strict=True))
+            state = h, c
+        self.z, self._state, self.action = next_z, state, self._blank_action()
+
+    def outcomes(self) -> tuple[Tensor, Tensor]:
+        """See `Transition`."""
+        return torch.stack(self._rewards, 1), torch.stack(self._terminateds, 1)
+
+
+class PlainActor:
+    """Asks a policy at every step."""
+
+    def __init__(self, policy: Policy, world_model: WorldModel):
+        self._policy, self._codec = policy, world_model.codec
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def act(self, t: int, features: Tensor, out: Tensor) -> None:
+        """Chooses actions on features [B, F] and writes them as M's input [B, A]."""
+        row = self._policy(features)
+        self._rows.append(row)
+        self._codec.encode_into(row[0], out)
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions [B, H, ...], log-probabilities [B, H] and distribution inputs [B, H, .] of all steps so far."""
+        actions, logp, inputs = (torch.stack(column, 1) for column in zip(*self._rows, strict=True))
+        return actions, logp, inputs
+
+
+class ControllerActor:
+    """Runs a controller's network in place; log-probabilities are computed for all steps at once."""
+
+    def __init__(self, controller: Controller, world_model: WorldModel, noise: Tensor, lanes: int):
+        self._codec = world_model.codec
+        network, self._sampler, self._noise = controller.network, controller.sampler, noise
+        self._network = Stack(flat_layers(network), lanes) if isinstance(network, nn.Module) else network
+        self._inputs: list[Tensor] = []
+        self._actions: list[Tensor] = []
+
+    def act(self, t: int, features: Tensor, out: Tensor) -> None:
+        """See `PlainActor`."""
+        inputs = self._network(features).clone()
+        actions = self._sampler.sample(inputs, self._noise[t])
+        self._codec.encode_into(actions, out)
+        self._inputs.append(inputs)
+        self._actions.append(actions)
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """See `PlainActor`."""
+        inputs, actions = torch.stack(self._inputs, 1), torch.stack(self._actions, 1)
+        logp = self._sampler.logp(inputs.flatten(0, 1), actions.flatten(0, 1))
+        return actions, logp.view(inputs.shape[:2]), inputs
+
+
 def dream(
-    world_model: WorldModel, policy: Policy, start_z: Tensor, start_state: State, horizon: int, temperature: float
+    world_model: WorldModel,
+    policy: Policy,
+    start_z: Tensor,
+    start_state: State,
+    horizon: int,
+    temperature: float,
+    noise: DreamNoise | None = None,
 ) -> Dream:
     """Imagines `horizon` steps in each of B lanes, from start latents [B, Z] and states [B, D].
 
     Termination is sampled, not thresholded: a hard threshold at 0.5 would hide every rare end. All noise comes from
-    torch's global generator, drawn before the loop.
+    torch's global generator, drawn before the loop, unless it is given. Nothing in the loop waits for the device.
+
+    Args:
+        world_model: V and M; an M of your own is stepped by its own methods.
+        policy: C; fastest as a `Controller`.
+        start_z: [B, Z].
+        start_state: [B, D] each.
+        horizon: H.
+        temperature: tau of M's mixture.
+        noise: What `draw_dream_noise` returned.
     """
-    config = world_model.config.mdn_rnn
-    lanes, device = start_z.shape[0], start_z.device
-    noise = draw_noise((horizon, lanes), config.num_mixtures, config.latent_dim, config.mixture == "joint", device)
-    death = torch.rand(horizon, lanes, device=device)
-    restart = torch.randint(lanes, (horizon, lanes), device=device)
-    rows: list[tuple[Tensor, ...]] = []
-    z, state = start_z, start_state
-    features = world_model.features(z, state[0])
-    for t in range(horizon):
-        actions, logp, dist_inputs = policy(features)
-        encoded = world_model.codec.encode(actions)
-        state = world_model.mdn_rnn.step(z, encoded, state)
-        mixture = world_model.mdn_rnn.predict(state[0], z, encoded)
-        next_z = sample_mixture(mixture, temperature, MixtureNoise(noise.gumbel[t], noise.normal[t]))
-        outcome = world_model.mdn_rnn.outcome(z, encoded, next_z)
-        terminated = death[t] < torch.sigmoid(outcome.termination_logit)
-        rows.append((features, actions, logp, dist_inputs, outcome.reward_if(terminated), terminated))
-        z = next_z
-        if t + 1 < horizon:
-            z = torch.where(terminated[:, None], start_z[restart[t]], z)
-            state = (
-                torch.where(terminated[:, None], start_state[0][restart[t]], state[0]),
-                torch.where(terminated[:, None], start_state[1][restart[t]], state[1]),
-            )
-        features = world_model.features(z, state[0])
-    features_, actions_, logp_, dist_inputs_, rewards_, terminateds_ = (
-        torch.stack(column, dim=1) for column in zip(*rows, strict=True)
+    lanes = len(start_z)
+    # Made outside of inference mode: whoever gets the dream may compute gradients of what he makes of it.
+    features = start_z.new_empty(lanes, horizon, world_model.feature_dim)
+    bootstrap = start_z.new_empty(lanes, world_model.feature_dim)
+    with torch.no_grad():
+        noise = noise or draw_dream_noise(world_model, policy, horizon, lanes)
+        transition = make_transition(world_model, start_z, start_state, noise, temperature)
+        actor: PlainActor | ControllerActor = PlainActor(policy, world_model)
+        if isinstance(policy, Controller) and noise.action is not None:
+            actor = ControllerActor(policy, world_model, noise.action, lanes)
+        for t in range(horizon):
+            _write_features(transition, features[:, t])
+            actor.act(t, features[:, t], transition.action)
+            transition.advance(t, restarts=t + 1 < horizon)
+        _write_features(transition, bootstrap)
+        return Dream(features, *actor.columns(), *transition.outcomes(), bootstrap)
+
+
+def make_transition(
+    world_model: WorldModel, start_z: Tensor, start_state: State, noise: DreamNoise, temperature: float
+) -> Transition:
+    """The fastest way to step this M."""
+    if not can_fuse(world_model.mdn_rnn):
+        return PlainTransition(world_model, start_z, start_state, noise, temperature)
+    return FusedTransition(
+        world_model.mdn_rnn, start_z, start_state, noise.mixture, temperature, noise.death_logit, noise.restart
     )
-    return Dream(features_, actions_, logp_, dist_inputs_, rewards_, terminateds_, features)
+
+
+def _write_features(transition: Transition, out: Tensor) -> None:
+    """C's input [B, F]: [z, h], or z alone, as `WorldModel.features` has it."""
+    z = transition.z
+    out[:, : z.shape[1]] = z
+    if out.shape[1] > z.shape[1]:
+        out[:, z.shape[1] :] = transition.h

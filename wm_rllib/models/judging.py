@@ -37,11 +37,9 @@ class Windows:
         return self.mask.shape[1] - self.burn_in
 
     def start(self, world_model: WorldModel) -> tuple[Tensor, State]:
-        """z [N, Z] and the state at step L, from the burn-in."""
+        """Z [N, Z] and the state at step L, from the burn-in."""
         length = self.burn_in
-        return world_model.burn_in(
-            self.observations[:, : length + 1], self.actions[:, :length], self.mask[:, :length]
-        )
+        return world_model.burn_in(self.observations[:, : length + 1], self.actions[:, :length], self.mask[:, :length])
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,12 @@ def open_loop_skill(world_model: WorldModel, windows: Windows) -> Skill:
         """Sum over windows, by steps ahead."""
         return torch.where(valid, values, torch.zeros_like(values)).sum(0)
 
-    trivial = torch.minimum(
-        error((real[:, :1] - real[:, 1:]).square().sum(-1)), error(real[:, 1:].square().sum(-1))
-    )
+    trivial = torch.minimum(error((real[:, :1] - real[:, 1:]).square().sum(-1)), error(real[:, 1:].square().sum(-1)))
     return Skill(
         observation=_skill(error((predicted - real[:, 1:]).square().sum(-1)), trivial, valid),
-        reward=_skill(error((rewards / units - real_rewards).square()), error((real_rewards - mean_reward).square()), valid),
+        reward=_skill(
+            error((rewards / units - real_rewards).square()), error((real_rewards - mean_reward).square()), valid
+        ),
     )
 
 

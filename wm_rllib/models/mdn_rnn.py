@@ -52,7 +52,8 @@ class MDNRNN(nn.Module):
     (medians).
 
     `step` and `unroll` run the same weights, one transition at a time or a whole sequence at once. Subclass and name
-    the class in ``world_model.mdn_rnn.class`` to replace it.
+    the class in ``world_model.mdn_rnn.class`` to replace it. Dreams run `wm_rllib.models.fused` in place of `step`,
+    `predict` and `outcome` where none of them is overridden: a change to one of these must be made there too.
 
     Args:
         config: Sizes and loss weights.
@@ -71,8 +72,9 @@ class MDNRNN(nn.Module):
         input_dim = config.latent_dim + config.action_dim
         self.lstm = nn.LSTM(input_dim, config.hidden_dim, batch_first=True)
         mixture_logits = config.num_mixtures * (1 if config.mixture == "joint" else config.latent_dim)
-        self._sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
-        self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self._sizes))
+        # Widths of logits, means and log sigmas in the mixture head's output.
+        self.sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
+        self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self.sizes))
         self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 3)
 
     @torch.no_grad()
@@ -118,8 +120,11 @@ class MDNRNN(nn.Module):
 
     def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
         """p(z_{t+1}) from h_{t+1} [..., D], z_t [..., Z] and a_t [..., A]."""
-        out = self.mixture_head(torch.cat([next_h, z, action], -1))
-        logits, mean, log_sigma = out.split(self._sizes, dim=-1)
+        return self.decode_mixture(self.mixture_head(torch.cat([next_h, z, action], -1)), z)
+
+    def decode_mixture(self, out: Tensor, z: Tensor) -> MixtureParams:
+        """The mixture that the mixture head's output [..., sum(sizes)] stands for."""
+        logits, mean, log_sigma = torch.split(out, self.sizes, -1)
         shape = (*out.shape[:-1], self.config.num_mixtures, self.config.latent_dim)
         mean = mean.reshape(shape)
         if self.config.residual:
@@ -132,9 +137,13 @@ class MDNRNN(nn.Module):
 
     def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
         """r_t and done_t of the transition from z_t [..., Z] by a_t [..., A] to z_{t+1} [..., Z]."""
-        out = self.outcome_head(torch.cat([z, action, next_z], -1))
-        reward = out[..., 0] * self.reward_scale + self.reward_mean
-        return Outcome(reward, out[..., 1] * self.last_reward_scale, out[..., 2])
+        return self.decode_outcome(self.outcome_head(torch.cat([z, action, next_z], -1)))
+
+    def decode_outcome(self, out: Tensor) -> Outcome:
+        """What the outcome head's output [..., 3] stands for; its last column is the logit of termination."""
+        reward, last_reward, termination_logit = out.unbind(-1)
+        reward = reward * self.reward_scale + self.reward_mean
+        return Outcome(reward, last_reward * self.last_reward_scale, termination_logit)
 
     def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.
@@ -162,9 +171,7 @@ class MDNRNN(nn.Module):
         units = torch.where(terminated, self.last_reward_scale, self.reward_scale)
         reward_loss = _mean(0.5 * ((outcome.reward_if(terminated) - reward) / units).square())
         termination_loss = _mean(
-            functional.binary_cross_entropy_with_logits(
-                outcome.termination_logit, terminated.float(), reduction="none"
-            )
+            functional.binary_cross_entropy_with_logits(outcome.termination_logit, terminated.float(), reduction="none")
         )
         total = (
             self.config.nll_coeff * nll

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_rllib.models.config import WorldModelConfig, load_class
+from wm_rllib.models.fused import can_fuse_step, fused_burn_in
 from wm_rllib.models.mdn_rnn import MDNRNN, MDNRNNLosses, State
 from wm_rllib.models.vae import VAELosses, VariationalAutoencoder
 from wm_rllib.spaces import ActionCodec
@@ -46,6 +47,11 @@ class WorldModel(nn.Module):
         hidden = self.config.mdn_rnn.hidden_dim if self.config.controller_inputs == "zh" else 0
         return self.config.vae.latent_dim + hidden
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mdn_rnn.reward_mean.device
+
     def features(self, z: Tensor, h: Tensor) -> Tensor:
         """The controller's input [..., F]: [z, h], or z alone for the paper's ablation."""
         return torch.cat([z, h], -1) if self.config.controller_inputs == "zh" else z
@@ -64,6 +70,8 @@ class WorldModel(nn.Module):
         """
         z = self.vae.encode(observations)
         encoded = self.codec.encode(actions)
+        if can_fuse_step(self.mdn_rnn) and not torch.is_grad_enabled():
+            return z[:, -1], fused_burn_in(self.mdn_rnn, z, encoded, mask)
         state = self.mdn_rnn.initial_state(z.shape[0])
         for t in range(mask.shape[1]):
             h, c = self.mdn_rnn.step(z[:, t], encoded[:, t], state)
