@@ -29,10 +29,11 @@ from wm_rllib.env_runner import CollectRequest, WorldModelEnvRunner
 from wm_rllib.environment_check import check_environment
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
+from wm_rllib.gate import Judgement
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import fit_world_model, on_learners, update_policy
 from wm_rllib.logs import set_log_level
-from wm_rllib.mixing import imagined_rows, may_dream, ratio_at, real_rows_for, split_evenly
+from wm_rllib.mixing import AUTO, imagined_rows, may_dream, ratio_at, real_rows_for, split_evenly
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
 from wm_rllib.seeding import stage_seed
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 COMPONENT_REPLAY = "replay"
 TRAINING_STATE = "training_state"
+NUM_WINDOWS = 128
+"""Windows of fresh experience that a judgement of M rests on."""
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
 
@@ -84,6 +87,7 @@ class WorldModelPPO(PPO):
         super().setup(config)
         self._state = TrainingState(phase=Phase.RANDOM)
         self._report = IterationReport()
+        self._horizon = self.config.imagination_horizon
         remote = not self.config.is_single_process
         self._server = placement.make_server(remote=remote)
         self._replay = ReplayClient(placement.make_replay(self.config, self.config.seed))
@@ -190,9 +194,9 @@ class WorldModelPPO(PPO):
         self._state.phase = Phase.MIXED
 
     def _train_mixed(self) -> None:
-        ratio = ratio_at(self.config.imagination_ratio, self._state.num_env_steps)
-        self._report.configured_ratio = ratio
         real = self._collect(self.config.total_train_batch_size, random_actions=False)
+        ratio, self._horizon = self._choose_imagination(real)
+        self._report.configured_ratio = ratio
         self._state.pending_updates += self.config.updates_per_step * real.num_timesteps
         updates = int(self._state.pending_updates)
         self._state.pending_updates -= updates
@@ -203,6 +207,34 @@ class WorldModelPPO(PPO):
         dreams = ratio == 1.0 or imagined_rows(sum(real.rows), ratio) > 0
         for round_index in range(self.config.num_dream_rounds if dreams else 1):
             self._dream_and_update(real, ratio, round_index)
+
+    def _choose_imagination(self, real: RealExperience) -> tuple[float, int]:
+        """Ratio and horizon of this iteration: as configured, or the gate's choice.
+
+        The gate judges M on experience that it has not been fitted to yet: that of this iteration.
+        """
+        if self.config.imagination_ratio != AUTO:
+            # The ratio of a schedule is that of the step at which the iteration began.
+            before = self._state.num_env_steps - real.num_timesteps
+            return ratio_at(self.config.imagination_ratio, before), self.config.imagination_horizon
+        gate, bounds = self._state.gate, self.config.gate_bounds
+        judgement = self._judge() if real.raw_refs else None
+        if judgement is not None:
+            gate.judge(judgement)
+        ratio, horizon = gate.ratio(bounds), gate.horizon(bounds)
+        self._report.add_judgement(judgement, gate, horizon)
+        return ratio, horizon
+
+    def _judge(self) -> Judgement:
+        """Learner 0's judgement of M on the newest experience."""
+        seed = self._seed("judge")
+        with self._report.stage("judge"):
+            if seed is not None:
+                call(self._replay.service, "reseed", seed)
+            length = self.config.burn_in, self.config.imagination_horizon
+            windows_ref = call(self._replay.service, "newest_windows", NUM_WINDOWS, *length)
+            judgements = on_learners(self.learner_group, "judge", windows_ref=windows_ref)
+        return next(judgement for judgement in judgements if judgement is not None)
 
     def _dream_and_update(self, real: RealExperience, ratio: float, round_index: int) -> None:
         """One round: dreams with the newest policy, the exact merge, one PPO update, and its publication."""
@@ -293,7 +325,7 @@ class WorldModelPPO(PPO):
         assert self._pool is not None
         order = DreamOrder(
             rows=split_evenly(rows, max(1, self.config.num_learners)),
-            horizon=self.config.imagination_horizon,
+            horizon=self._horizon,
             temperature=self.config.temperature,
             burn_in=self.config.burn_in,
         )

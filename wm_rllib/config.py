@@ -19,8 +19,9 @@ from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.environment_check import NO_MULTI_AGENT
 from wm_rllib.evaluation import MAX_LANES
 from wm_rllib.evaluation_runners import evaluate_greedily
+from wm_rllib.gate import Bounds
 from wm_rllib.learner import WorldModelPPOLearner
-from wm_rllib.mixing import Ratio, may_dream
+from wm_rllib.mixing import AUTO, Ratio, may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
@@ -82,7 +83,9 @@ class WorldModelPPOConfig(PPOConfig):
         self.num_cpus_for_replay = 0.25
         self.remote_replay: bool | None = None
         self.imagination_ratio: Ratio = 0.99
+        self.imagination_ratio_bounds = [0.0, 0.99]
         self.imagination_horizon = 50
+        self.min_imagination_horizon = 5
         self.temperature = 1.0
         self.num_dream_rounds = 6
         self.dream_batch_size = 12_800
@@ -202,7 +205,9 @@ class WorldModelPPOConfig(PPOConfig):
         num_cpus_for_replay: float = NotProvided,
         remote_replay: bool | None = NotProvided,
         imagination_ratio: Ratio = NotProvided,
+        imagination_ratio_bounds: list[float] = NotProvided,
         imagination_horizon: int = NotProvided,
+        min_imagination_horizon: int = NotProvided,
         temperature: float = NotProvided,
         num_dream_rounds: int = NotProvided,
         dream_batch_size: int = NotProvided,
@@ -218,8 +223,11 @@ class WorldModelPPOConfig(PPOConfig):
             num_gpus_per_dreamer: Share of a GPU for each.
             num_cpus_for_replay: CPUs to reserve for the replay actor.
             remote_replay: Whether the replay is an actor; None: when any other part is.
-            imagination_ratio: Imagined fraction of the merged batch, or a schedule [[timestep, value], ...].
-            imagination_horizon: H, steps of a dream.
+            imagination_ratio: Imagined fraction of the merged batch, a schedule [[timestep, value], ...], or "auto":
+                the gate chooses ratio and horizon in each iteration, from how well M predicts fresh experience.
+            imagination_ratio_bounds: Least and largest ratio of "auto".
+            imagination_horizon: H, steps of a dream; with "auto" the largest.
+            min_imagination_horizon: With "auto" the least.
             temperature: tau of M's mixture.
             num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy.
             dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).
@@ -259,6 +267,11 @@ class WorldModelPPOConfig(PPOConfig):
                 "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
                 "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
             )
+        if self.imagination_ratio == AUTO and self.min_imagination_horizon > self.imagination_horizon:
+            self._value_error(
+                f"min_imagination_horizon = {self.min_imagination_horizon} must not exceed imagination_horizon = "
+                f"{self.imagination_horizon}. Fix: lower the one or raise the other."
+            )
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()
@@ -283,6 +296,12 @@ class WorldModelPPOConfig(PPOConfig):
     def num_dreamers_to_place(self) -> int:
         """Dreamer actors that will exist: none when the ratio never asks for imagined rows."""
         return self.num_dreamers if may_dream(self.imagination_ratio) else 0
+
+    @property
+    def gate_bounds(self) -> Bounds:
+        """What the gate may choose from."""
+        low, high = self.imagination_ratio_bounds
+        return Bounds(low, high, self.min_imagination_horizon, self.imagination_horizon)
 
     @property
     def is_single_process(self) -> bool:

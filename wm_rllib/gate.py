@@ -5,10 +5,8 @@ Pure numbers; `models/judging.py` measures, `algorithm.py` obeys. Bounds come fr
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 EMA_RATE = 0.3
 """Weight of the newest judgement: a few iterations decide, not one."""
@@ -52,29 +50,30 @@ class Gate:
     """Running averages of the judgements; plain values only, for the checkpoint.
 
     Attributes:
-        skill: By steps ahead; empty before the first judgement.
+        skill: By steps ahead; None where it was never measured.
         gap: In standard deviations of real returns, less what chance explains; 0 before the first one.
     """
 
-    skill: list[float] = field(default_factory=list)
+    skill: list[float | None] = field(default_factory=list)
     gap: float = 0.0
 
     def judge(self, judgement: Judgement) -> None:
         """Takes in one iteration's judgement."""
-        if not self.skill:
-            self.skill = [0.0 if value is None else value for value in judgement.skill]
-        for step, value in enumerate(judgement.skill[: len(self.skill)]):
-            if value is not None and math.isfinite(value):
-                # One absurd prediction far ahead must not close the gate for ever.
-                self.skill[step] += EMA_RATE * (max(value, -1.0) - self.skill[step])
+        self.skill += [None] * (len(judgement.skill) - len(self.skill))
+        for step, value in enumerate(judgement.skill):
+            if value is None:
+                continue
+            # One absurd prediction far ahead must not close the gate for ever.
+            value, before = max(value, -1.0), self.skill[step]
+            self.skill[step] = value if before is None else before + EMA_RATE * (value - before)
         if judgement.gap is not None and judgement.gap_error is not None:
             beyond_chance = max(0.0, abs(judgement.gap) - 2.0 * judgement.gap_error)
             self.gap += EMA_RATE * (math.copysign(beyond_chance, judgement.gap) / judgement.return_scale - self.gap)
 
     def horizon(self, bounds: Bounds) -> int:
         """The longest dream whose every step is predicted well enough, within the bounds."""
-        trusted = next((step for step, value in enumerate(self.skill) if value < FAR_SKILL), len(self.skill))
-        return min(max(trusted, bounds.min_horizon), bounds.max_horizon)
+        doubtful = (step for step, value in enumerate(self.skill) if value is not None and value < FAR_SKILL)
+        return min(max(next(doubtful, bounds.max_horizon), bounds.min_horizon), bounds.max_horizon)
 
     def ratio(self, bounds: Bounds) -> float:
         """The imagined fraction, within the bounds.
@@ -82,14 +81,10 @@ class Gate:
         The odds of an imagined row scale with skill, and fall with the square of a gap beyond what is tolerated: only
         dreams that promise too much are punished, since a policy seeks out what is promised.
         """
-        if not self.skill or bounds.max_ratio <= bounds.min_ratio:
-            return bounds.max_ratio
+        if not self.skill or self.skill[0] is None:
+            return bounds.min_ratio  # not judged yet
         skill = (self.skill[0] - CLOSED_SKILL) / (OPEN_SKILL - CLOSED_SKILL)
         excess = max(0.0, self.gap / TOLERATED_GAP)
         share = min(max(skill, 0.0), 1.0) / max(1.0, excess * excess / 2.0)
         odds = share * bounds.max_ratio / (1.0 - bounds.max_ratio)
         return max(bounds.min_ratio, odds / (1.0 + odds))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return dataclasses.asdict(self)

@@ -50,9 +50,11 @@ class Minibatches:
         self._count = count or -(-num_epochs * self._num_rows // size)
 
     def __len__(self) -> int:
+        """Minibatches in all."""
         return self._count
 
     def __iter__(self) -> Iterator[Minibatch]:
+        """One minibatch after the other."""
         order = self._order()
         for index in range(self._count):
             rows = order[index * self._size : (index + 1) * self._size]

@@ -16,6 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from wm_rllib.gate import Gate, Judgement
 from wm_rllib.mixing import realised_ratio
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
@@ -53,6 +54,7 @@ class IterationReport:
         self.configured_ratio: float | None = None
         self.return_gap: float | None = None
         self.evaluation: dict[str, float] = {}
+        self.gate: dict[str, float | None] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -87,6 +89,7 @@ class IterationReport:
                 "staleness": self.staleness,
                 "dropped_rows": self.dropped_rows,
                 "updates_skipped": self.updates_skipped,
+                **self.gate,
             },
             "vae": self._losses("vae"),
             "mdn": self._losses("mdn"),
@@ -98,6 +101,19 @@ class IterationReport:
                 "fit_updates": self._rate(self.fit_updates, "fit"),
                 "update_rows": self._rate(sum(self.rows.values()), "update"),
             },
+        }
+
+    def add_judgement(self, judgement: Judgement | None, gate: Gate, horizon: int) -> None:
+        """Keeps what the gate was told and what it made of it."""
+        skill = judgement.skill if judgement else []
+        self.gate = {
+            "skill_next": skill[0] if skill else None,
+            "skill_at_horizon": skill[horizon - 1] if len(skill) >= horizon else None,
+            "judged_gap": judgement.gap if judgement else None,
+            "judged_gap_error": judgement.gap_error if judgement else None,
+            "gate_skill": gate.skill[0] if gate.skill else None,
+            "gate_gap": gate.gap,
+            "configured_horizon": horizon,
         }
 
     def take_fit_losses(self, metrics: MetricsLogger) -> None:

@@ -21,7 +21,9 @@ from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
 from wm_rllib.advantages import standardise, value_targets
+from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip, without_validation
+from wm_rllib.judge import judge_world_model
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import imagined_rows, may_dream, real_rows_for
 from wm_rllib.models.world_model import WorldModel
@@ -170,7 +172,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._steps_done += 1
         metrics = self.metrics
         if self._steps_done < self._num_steps:
-            self.metrics = Silent()
+            self.metrics: Any = Silent()
         try:
             fwd_out = self.module.forward_train(batch)
             losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
@@ -184,7 +186,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         optimizers = self.get_optimizers_for_module(module_id)
         for _, optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, optimizer in optimizers:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             if self._fitting:
@@ -381,6 +383,23 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self.world_model.vae.set_normalisation(tensors["obs_mean"], tensors["obs_scale"])
         names = ("reward_mean", "reward_scale", "last_reward_scale", "termination_rate")
         self.world_model.mdn_rnn.set_normalisation(*(tensors[name] for name in names))
+
+    def judge(self, windows_ref: ray.ObjectRef) -> Judgement | None:
+        """What learner 0 finds of M on fresh experience, for the gate; None from the others."""
+        if self._learner_index:
+            return None
+        self.world_model.eval()
+        try:
+            return judge_world_model(
+                self.world_model,
+                self.module[DEFAULT_MODULE_ID].unwrapped(),
+                ray.get(windows_ref),
+                burn_in=self.config.burn_in,
+                gamma=self.config.gamma,
+                temperature=self.config.temperature,
+            )
+        finally:
+            self.world_model.train()
 
     def put_policy(self) -> ray.ObjectRef:
         """Reference to C's weights, what acting needs of them, as numpy arrays."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
-Ratio = float | Sequence[Sequence[float]]
+AUTO = "auto"
+"""The ratio that the gate chooses in each iteration (`gate.py`)."""
+
+Ratio = float | Sequence[Sequence[float]] | Literal["auto"]
 
 
 def imagined_rows(num_real: int, ratio: float) -> int:
@@ -46,7 +50,12 @@ def ratio_at(ratio: Ratio, timestep: int) -> float:
 
     Between two points the value is interpolated linearly, and the last one holds from there on, as RLlib's schedules
     do. In float64: RLlib's own Scheduler goes through float32, which is rows off at ratios near 1.
+
+    Raises:
+        ValueError: The ratio is "auto", which the gate decides.
     """
+    if isinstance(ratio, str):
+        raise ValueError(f"ratio = {ratio!r} is for the gate to decide.")
     if isinstance(ratio, (int, float)):
         return float(ratio)
     for (start, low), (end, high) in pairwise(ratio):
@@ -56,5 +65,7 @@ def ratio_at(ratio: Ratio, timestep: int) -> float:
 
 
 def may_dream(ratio: Ratio) -> bool:
-    """Whether any point of the ratio (or schedule) asks for imagined rows."""
+    """Whether the ratio, or any point of its schedule, may ask for imagined rows."""
+    if isinstance(ratio, str):
+        return True
     return ratio > 0 if isinstance(ratio, (int, float)) else any(value > 0 for _, value in ratio)

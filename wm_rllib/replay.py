@@ -37,17 +37,20 @@ class SequenceReplay(EpisodeReplayBuffer):
     def __init__(self, capacity: int, seed: int | None):
         super().__init__(capacity=capacity)
         self.rng = np.random.default_rng(seed)
+        self._newest: list[tuple[str, int]] = []
 
     def add(self, episodes: list[SingleAgentEpisode]) -> None:
         """Adds chunks; one that does not go on where its episode's held part ended becomes a sequence of its own.
 
         Such a gap is left by a fragment that was lost with its env runner, or came after the sampling timeout.
         """
+        self._newest = []
         for episode in episodes:
             index = self.episode_id_to_index.get(episode.id_)
             if index is not None and self.episodes[index - self._num_episodes_evicted].t != episode.t_started:
                 episode.id_ = f"{episode.id_}/{episode.t_started}"
             super().add(episode)
+            self._newest.append((episode.id_, len(episode)))
 
     def normalisation(self) -> dict[str, np.ndarray]:
         """Units of observations (*O) and rewards (scalars) from all that is held.
@@ -104,6 +107,27 @@ class SequenceReplay(EpisodeReplayBuffer):
         for episode, t in (self._random_step() for _ in range(num_starts)):
             windows.append((episode, max(0, t - burn_in), t))
         return self._gather(windows, burn_in, align_end=True)
+
+    def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays:
+        """Windows that start at steps of the newest `add`, drawn evenly, with the steps before them.
+
+        Returns:
+            obs [N, burn_in + horizon + 1, *O], actions, rewards, terminateds and mask [N, burn_in + horizon]: step
+            `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last.
+        """
+        held = [(id_, length) for id_, length in self._newest if id_ in self.episode_id_to_index]
+        chunks = [(self.episodes[self.episode_id_to_index[i] - self._num_episodes_evicted], n) for i, n in held]
+        lengths = np.array([length for _, length in chunks], float)
+        before, after = [], []
+        for index in self.rng.choice(len(chunks), size=num_windows, p=lengths / lengths.sum()):
+            episode, length = chunks[index]
+            t = len(episode) - 1 - int(self.rng.integers(length))
+            before.append((episode, max(0, t - burn_in), t))
+            after.append((episode, t, min(t + horizon, len(episode))))
+        past, future = self._gather(before, burn_in, align_end=True), self._gather(after, horizon, align_end=False)
+        joined = {name: np.concatenate([past[name], future[name]], 1) for name in past if name != Columns.OBS}
+        joined[Columns.OBS] = np.concatenate([past[Columns.OBS][:, :-1], future[Columns.OBS]], 1)
+        return joined
 
     def _random_step(self) -> tuple[SingleAgentEpisode, int]:
         index, t = self._indices[self.rng.integers(len(self._indices))]
@@ -171,11 +195,13 @@ class ReplayService:
 
         A list whose env runner has died since is lost with it, and left out.
         """
+        episodes: list[SingleAgentEpisode] = []
         for ref in episode_refs:
             try:
-                self._replay.add(ray.get(ref))
+                episodes += ray.get(ref)
             except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
                 logger.warning("raw episodes were lost with their env runner: %s", error)
+        self._replay.add(episodes)
         logger.debug("replay holds %d env steps", len(self._replay))
         return len(self._replay)
 
@@ -197,6 +223,10 @@ class ReplayService:
     def starts(self, num_starts: int, burn_in: int) -> ray.ObjectRef:
         """Reference to the arrays of `SequenceReplay.sample_starts`."""
         return ray.put(self._replay.sample_starts(num_starts, burn_in))
+
+    def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> ray.ObjectRef:
+        """Reference to the arrays of `SequenceReplay.newest_windows`."""
+        return ray.put(self._replay.newest_windows(num_windows, burn_in, horizon))
 
     def stats(self) -> dict[str, int]:
         """Numbers for logs and tests: env steps and episodes held, env steps ever added."""

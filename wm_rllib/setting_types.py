@@ -95,9 +95,16 @@ def number_or_schedule(low: float | None = None, high: float | None = None, *, a
     return _described(value | schedule, words, AfterValidator(_check_schedule))
 
 
-def number_range() -> Any:
-    """Return the type of an interval [low, high]."""
-    bound = _plain_number(None, None, None)
+def number_or_schedule_or_word(low: float, high: float, word: str) -> Any:
+    """Return the type of a number in [low, high], a schedule of such numbers, or one literal word."""
+    schedule = number_or_schedule(low, high)
+    literal: Any = Literal[word]
+    return _described(schedule | literal, f'{rule_of(schedule)}; or "{word}"')
+
+
+def number_range(least: float | None = None, most: float | None = None) -> Any:
+    """Return the type of an interval [low, high], within [least, most] where given."""
+    bound = _plain_number(least, most, None)
 
     def check(bounds: list[float]) -> list[float]:
         if bounds[0] >= bounds[1]:
@@ -105,7 +112,8 @@ def number_range() -> Any:
         return bounds
 
     pair = Annotated[list[bound], Field(min_length=2, max_length=2)]  # type: ignore[valid-type]
-    return _described(pair, "two numbers [low, high] with low below high", AfterValidator(check))
+    limits = "" if least is None else f", both from {least:g} to {most:g}"
+    return _described(pair, f"two numbers [low, high] with low below high{limits}", AfterValidator(check))
 
 
 def layer_sizes() -> Any:

@@ -24,6 +24,7 @@ from wm_rllib.setting_types import (
     number,
     number_or_infinity,
     number_or_schedule,
+    number_or_schedule_or_word,
     number_or_word,
     number_range,
     one_of,
@@ -31,6 +32,9 @@ from wm_rllib.setting_types import (
     text,
     whole,
 )
+
+MAX_AUTO_RATIO = 0.999
+"""With "auto" some real rows stay in every update: at ratio 1 nothing could tell the gate to close again."""
 
 
 class SettingError(ValueError):
@@ -117,8 +121,20 @@ SETTINGS: tuple[Setting, ...] = (
         ("sequence_length", "sequence_length", whole(2), "Steps of a training sequence."),
         ("sequence_batch_size", "sequence_batch_size", whole(1), "Sequences of a gradient step."),
         ("grad_clip", "world_model_grad_clip", number(above=0, optional=True), "Global gradient norm of V and M."),
-        ("imagination_ratio", "imagination_ratio", number_or_schedule(0, 1), "Imagined share of the PPO batch."),
+        (
+            "imagination_ratio",
+            "imagination_ratio",
+            number_or_schedule_or_word(0, 1, "auto"),
+            "Imagined share of the PPO batch; auto: the gate decides, from how well M predicts.",
+        ),
+        (
+            "imagination_ratio_bounds",
+            "imagination_ratio_bounds",
+            number_range(0, MAX_AUTO_RATIO),
+            "Least and largest ratio that auto may choose.",
+        ),
         ("imagination_horizon", "imagination_horizon", whole(1), "Longest dream, in steps."),
+        ("min_imagination_horizon", "min_imagination_horizon", whole(1), "Shortest horizon that auto may choose."),
         ("num_dream_rounds", "num_dream_rounds", whole(1), "Dream-and-update rounds of an iteration."),
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from wm_rllib.gate import Gate
+
 MAX_REMEMBERED_PUBLICATIONS = 1000
 
 
@@ -33,6 +35,7 @@ class TrainingState:
         num_evaluations: Evaluations so far; each plays episodes of its own.
         evaluated_at: Real env steps at the last periodic evaluation.
         server_restarts: How often the parameter server was found empty.
+        gate: What the gate knows of M.
     """
 
     phase: Phase = Phase.RANDOM
@@ -45,6 +48,7 @@ class TrainingState:
     num_evaluations: int = 0
     evaluated_at: int = 0
     server_restarts: int = 0
+    gate: Gate = field(default_factory=Gate)
 
     def note_publication(self, iteration: int) -> None:
         """Records that `sequence` was published in `iteration`."""
@@ -69,3 +73,4 @@ class TrainingState:
             setattr(self, name, value)
         self.phase, self.sequence = Phase(state["phase"]), newest
         self.published_at = dict(self.published_at)  # grows from here on, and the checkpoint's must not
+        self.gate = Gate(**state["gate"])

@@ -1,4 +1,4 @@
-"""How far M can be trusted: open-loop error on real episodes that it was not fitted to, and dreamed against real returns.
+"""How far M can be trusted: open-loop error on real episodes it was not fitted to, dreamed against real returns.
 
 Both start at the same real states, with h from the real steps before them.
 """
@@ -20,16 +20,17 @@ from wm_rllib.models.world_model import WorldModel
 class Windows:
     """N stretches of real experience, each within one episode: L steps of burn-in and up to H steps after them.
 
-    observations [N, L + H + 1, *O]; actions [N, L + H, ...] in policy space; rewards, terminateds, mask [N, L + H].
+    burn_in is L; observations [N, L + H + 1, *O]; actions [N, L + H, ...] in policy space; rewards, terminateds and
+    mask [N, L + H].
     Padding of the burn-in comes first, padding of the H steps last, so that step L is real in every row.
     """
 
+    burn_in: int
     observations: Tensor
     actions: Tensor
     rewards: Tensor
     terminateds: Tensor
     mask: Tensor
-    burn_in: int
 
     @property
     def horizon(self) -> int:
@@ -102,8 +103,7 @@ def _expected_path(world_model: WorldModel, windows: Windows) -> tuple[Tensor, T
         state = mdn_rnn.step(z, actions[:, t], state)
         next_z = mdn_rnn.predict(state[0], z, actions[:, t]).expectation()
         outcome = mdn_rnn.outcome(z, actions[:, t], next_z)
-        ends = torch.sigmoid(outcome.termination_logit)
-        rewards.append((1.0 - ends) * outcome.reward + ends * outcome.last_reward)
+        rewards.append(outcome.expected_reward())
         path.append(next_z)
         z = next_z
     return torch.stack(path, 1), torch.stack(rewards, 1)

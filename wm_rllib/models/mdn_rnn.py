@@ -20,18 +20,28 @@ State = tuple[Tensor, Tensor]
 class Outcome:
     """What a transition brings.
 
-    A last reward is often of another size than those before it (LunarLander: -100 or +100 against 1 or so), so there is
-    a prediction for each case: reward [...] if the episode goes on and last_reward [...] if it terminates, in the
-    environment's units. termination_logit [...].
+    A last reward is often of another size than those before it (LunarLander: -100 or +100 against 1 or so), so there
+    may be a prediction for each case.
+
+    Attributes:
+        reward: [...] in the environment's units, if the episode goes on.
+        termination_logit: [...].
+        last_reward: [...] if it terminates; None: as `reward`.
     """
 
     reward: Tensor
-    last_reward: Tensor
     termination_logit: Tensor
+    last_reward: Tensor | None = None
 
     def reward_if(self, terminated: Tensor) -> Tensor:
         """The reward [...], given whether the episode terminates [...]."""
-        return torch.where(terminated, self.last_reward, self.reward)
+        return self.reward if self.last_reward is None else torch.where(terminated, self.last_reward, self.reward)
+
+    def expected_reward(self) -> Tensor:
+        """The reward [...], weighted by the probability of either case."""
+        if self.last_reward is None:
+            return self.reward
+        return torch.lerp(self.reward, self.last_reward, torch.sigmoid(self.termination_logit))
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class MDNRNN(nn.Module):
         Args:
             reward_mean: Scalar; the head predicts (r - reward_mean) / reward_scale.
             reward_scale: Scalar above 0.
-            last_reward_scale: Scalar above 0; rewards of terminating transitions are predicted as r / last_reward_scale.
+            last_reward_scale: Scalar above 0; a terminating transition's reward is predicted as r / last_reward_scale.
             termination_rate: Scalar in (0, 1), terminations a step.
         """
         self.reward_mean.copy_(reward_mean)
@@ -143,7 +153,7 @@ class MDNRNN(nn.Module):
         """What the outcome head's output [..., 3] stands for; its last column is the logit of termination."""
         reward, last_reward, termination_logit = out.unbind(-1)
         reward = reward * self.reward_scale + self.reward_mean
-        return Outcome(reward, last_reward * self.last_reward_scale, termination_logit)
+        return Outcome(reward, termination_logit, last_reward * self.last_reward_scale)
 
     def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.

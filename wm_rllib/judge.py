@@ -1,0 +1,63 @@
+"""One judgement of M for the gate: its skill on fresh experience, and its dreams' returns against real ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from torch import Tensor
+
+from wm_rllib.dreamer import make_policy
+from wm_rllib.gate import Judgement
+from wm_rllib.models.dreaming import dream
+from wm_rllib.models.judging import Windows, dreamed_returns, open_loop_skill, real_returns
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.replay import MASK, Arrays
+
+
+def judge_world_model(
+    world_model: WorldModel, module: Any, arrays: Arrays, *, burn_in: int, gamma: float, temperature: float
+) -> Judgement:
+    """Judges M on windows of experience that it was not fitted to.
+
+    Args:
+        world_model: V and M.
+        module: C with its critic, which acted in these windows.
+        arrays: As `SequenceReplay.newest_windows` returns them.
+        burn_in: L of the windows.
+        gamma: Discount of the returns.
+        temperature: tau of the dreams.
+    """
+    device = world_model.device
+    names = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, MASK)
+    windows = Windows(burn_in, *(torch.tensor(arrays[name], device=device) for name in names))
+    skill = open_loop_skill(world_model, windows)
+
+    def values(features: Tensor) -> Tensor:
+        return module.compute_values({Columns.OBS: features})
+
+    with torch.no_grad():
+        real = real_returns(world_model, windows, values, gamma)
+        z, state = windows.start(world_model)
+        dreamed = dreamed_returns(
+            dream(world_model, make_policy(module), z, state, windows.horizon, temperature), values, gamma
+        )
+    return Judgement(
+        skill=_plain(torch.minimum(skill.observation, skill.reward)),
+        **_gap((dreamed - real)[real.isfinite()].cpu().numpy()),
+        return_scale=max(float(getattr(module, "value_scale", 1.0)), 1e-6),
+    )
+
+
+def _gap(differences: np.ndarray) -> dict[str, float | None]:
+    """Mean and standard error; None with fewer than two windows to compare."""
+    if len(differences) < 2:
+        return {"gap": None, "gap_error": None}
+    return {"gap": float(differences.mean()), "gap_error": float(differences.std(ddof=1) / math.sqrt(len(differences)))}
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
