@@ -74,13 +74,11 @@ def common_grid(curves: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
     """
     start = max(result.curve[0].steps for result in curves)
     end = max(result.curve[-1].steps for result in curves)
-    grid = np.unique(np.geomspace(start, max(end, start), GRID_POINTS))
+    grid = np.unique(np.geomspace(start, end, GRID_POINTS).round().astype(int))
     return grid, np.stack([_held(result, grid) for result in curves])
 
 
 def _held(result: Result, grid: np.ndarray) -> np.ndarray:
     steps = np.array([point.steps for point in result.curve])
     means = np.array([point.mean for point in result.curve])
-    # A point of the grid may fall short of the evaluation that it stands for by a rounding error.
-    index = np.searchsorted(steps, grid + 1e-6, side="right") - 1
-    return means[np.maximum(index, 0)]
+    return means[np.searchsorted(steps, grid, side="right") - 1]

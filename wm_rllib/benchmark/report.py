@@ -13,13 +13,13 @@ from wm_rllib.cli.errors import CommandError
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 
-_HOW_TO_READ = (
-    "Real steps include random ones; evaluation is not counted. Steps are those of the first evaluation at the\n"
-    "threshold; confirmed: of the first that fresh episodes confirmed. `>N`: not solved within N steps; such a seed counts\n"
-    "as slower than any solved one. Seconds are of training up to the confirmed evaluation, median, without set-up and\n"
-    "evaluation. Returns at a number of steps are medians over the seeds that were still running. In the plot a run that\n"
-    "has ended keeps its last return."
-)
+_HOW_TO_READ = """\
+Real steps include random ones; evaluation is not counted. Steps are those of the first evaluation at the threshold;
+confirmed: of the first that fresh episodes confirmed. `>N`: not solved within N steps; such a seed counts as slower
+than any solved one. Seconds are of training up to the confirmed evaluation, median, without set-up and evaluation.
+Returns at a number of steps are medians over the seeds that were still running. In the plot a run that has ended keeps
+its last return. Written by `python -m wm_rllib benchmark report`.
+"""
 
 
 def make_report(results: list[Result], plot_link: str) -> str:
@@ -31,7 +31,7 @@ def make_report(results: list[Result], plot_link: str) -> str:
     """
     environments = group_results(results)
     tables = "\n".join(environment_table(groups) for groups in environments.values())
-    return f"{_HOW_TO_READ}\n\n![learning curves]({plot_link})\n\n{tables}\n{origin(results)}"
+    return f"{_HOW_TO_READ}\n![learning curves]({plot_link})\n\n{tables}\n{origin(results)}"
 
 
 def write_report(store: Store, suite: str, *, readme: Path, plot: Path) -> str:

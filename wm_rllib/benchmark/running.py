@@ -47,7 +47,7 @@ def pending_jobs(jobs: Iterable[Job], store: Store, *, force: bool, say: Say) ->
 
 
 def run_jobs(jobs: list[Job], store: Store, *, command: str, num_parallel: int, say: Say) -> list[Result]:
-    """Run jobs, so many at a time, and return their results; what still runs when this is left is ended.
+    """Run jobs, so many at a time, and return their results; what still runs when this is left is ended with it.
 
     Args:
         jobs: What to measure.

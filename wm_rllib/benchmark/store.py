@@ -141,13 +141,11 @@ def _points(curve: tuple[Point, ...]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: numbers with six decimals, what JSON has no form for as its text."""
+    """Return a value as JSON holds it; what JSON has no form for becomes its text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        return round(value, 6) if abs(value) >= 1e-3 else value
+        return value if math.isfinite(value) else str(value)
     return value if isinstance(value, bool | int | str) or value is None else str(value)

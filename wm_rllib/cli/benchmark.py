@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.signals import exit_code
 from wm_rllib.yaml_files import parse_yaml
 
 _FLAGS = {
@@ -55,11 +61,16 @@ def _run(args: argparse.Namespace) -> int:
     pending = pending_jobs(jobs, store, force=args.force, say=say)
     say(f"{len(pending)} of {len(jobs)} runs to do, results in {store.root / jobs[0].suite}")
     command = "python -m wm_rllib " + shlex.join(args.argv)
+    signal.signal(signal.SIGTERM, _exit)  # so that the workers end too
     results = run_jobs(pending, store, command=command, num_parallel=num_parallel, say=say)
     failed = [result for result in results if not result.is_complete]
     for result in failed:
         say(f"{result.job}: failed, see {store.log_path(result.job)}")
     return 1 if failed else 0
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(exit_code(number))
 
 
 def _seeds(text: str | None) -> list[int] | None:
@@ -82,6 +93,7 @@ def _list(args: argparse.Namespace) -> int:
     for contender in CONTENDERS.values():
         print(f"{contender.name:<{width}}  {contender.description}")
     print("\nA wm contender takes settings: wm@world_model.training.imagination_ratio=0.8,ppo.gamma=0.97")
+    print("One of your own is its import path: package.module:CONTENDER (wm_rllib.benchmark.trainer.Contender)")
     return 0
 
 
@@ -101,6 +113,7 @@ def _worker(args: argparse.Namespace) -> int:
     from wm_rllib.benchmark.worker import run_job
     from wm_rllib.cli.ray_session import ray_session
 
+    _end_with_parent()
     request: dict[str, Any] = json.loads(args.request)
     # Ray's own processes stay in this one's group, so that all of them can be ended together.
     session = partial(ray_session, "local", verbose=args.verbose, show_actor_logs=True)
@@ -108,3 +121,15 @@ def _worker(args: argparse.Namespace) -> int:
     if result.error:
         print(result.error, file=sys.stderr)
     return 0 if result.is_complete else 1
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody would keep its time limit."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGKILL)  # Ray's processes end with the process that started them
+
+    threading.Thread(target=watch, name="wm_rllib-parent", daemon=True).start()

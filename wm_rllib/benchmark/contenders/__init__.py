@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,13 +27,14 @@ def find_contender(spec: str) -> tuple[Contender, dict[str, Any]]:
     """Return the contender that a spec means and its settings by dotted path.
 
     Args:
-        spec: A name, or `name@key.path=value,key.path=value` for one that takes settings.
+        spec: A name, or the import path "package.module:CONTENDER" of a `Contender` of your own; for one that takes
+            settings `name@key.path=value,key.path=value`.
 
     Raises:
         SettingError: Naming the key, the value, the rule and the fix.
     """
     name, at, text = spec.partition("@")
-    contender = CONTENDERS.get(name)
+    contender = _plug_in(name) if ":" in name else CONTENDERS.get(name)
     if contender is None:
         raise SettingError(_unknown(name))
     if at and not contender.takes_settings:
@@ -42,6 +44,21 @@ def find_contender(spec: str) -> tuple[Contender, dict[str, Any]]:
         )
     own = _parse_settings(spec, text) if at else {}
     return contender, {**contender.values, **own}
+
+
+def _plug_in(path: str) -> Contender:
+    module_name, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingError(
+            f"contender {path!r} cannot be imported ({error}). Fix: package.module:CONTENDER, on the Python path."
+        ) from None
+    if not isinstance(found, Contender):
+        raise SettingError(
+            f"contender {path!r} is {found!r}, but must be a wm_rllib.benchmark.trainer.Contender. Fix: make it one."
+        )
+    return found
 
 
 def _unknown(name: str) -> str:

@@ -84,14 +84,14 @@ class _DreamerPolicy:
     def act(
         self, observations: np.ndarray, state: tuple[dict[str, torch.Tensor], float]
     ) -> tuple[np.ndarray, tuple[dict[str, torch.Tensor], float]]:
-        """One step of every lane; the module wants a time axis, which has length 1 here."""
+        """One step of every lane; the module wants a time axis, of length 1, on observations alone."""
         from ray.rllib.core.columns import Columns
 
         memory, is_first = state
         batch = {
             Columns.OBS: torch.as_tensor(np.asarray(observations, np.float32))[:, None],
             Columns.STATE_IN: memory,
-            "is_first": torch.full((len(observations), 1), is_first),
+            "is_first": torch.full((len(observations),), is_first),
         }
         out = self._module.forward_inference(batch)
         actions = out[Columns.ACTIONS][:, 0].numpy()
