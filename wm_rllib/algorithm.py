@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
@@ -34,6 +35,9 @@ from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import fit_world_model, on_learners, update_policy
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import AUTO, imagined_rows, may_dream, ratio_at, real_rows_for, split_evenly
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.parameter_server import ParameterClient
+from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
 from wm_rllib.seeding import stage_seed
@@ -397,6 +401,16 @@ class WorldModelPPO(PPO):
         episodes = num_episodes or self.config.evaluation_duration
         timeout_s = self.config.evaluation_sample_timeout_s
         return evaluate_on(group, self._publisher.record, episodes, seed, timeout_s)
+
+    def get_policy(self) -> WorldModelPolicy:
+        """A copy of the agent as it acts now: V, M and C of the newest published record."""
+        spec = self._dreamer_spec()
+        weights = ParameterClient(None).take(self._publisher.record)
+        assert weights.world_model is not None and weights.policy is not None
+        world_model, module = WorldModel(spec.world_model).eval(), spec.policy.build()
+        world_model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.world_model.items()})
+        module.set_state(weights.policy)
+        return WorldModelPolicy(world_model, module)
 
     # --- checkpoint --------------------------------------------------------------------------------------------------
 

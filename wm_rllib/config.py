@@ -63,6 +63,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.mdn_mixture = "joint"
         self.mdn_residual = True
         self.mdn_lr = 2e-3
+        self.mdn_frozen = False
         self.log_sigma_range = [-6.0, 1.0]
         self.nll_coeff = 0.1
         self.reward_loss_coeff = 1.0
@@ -150,6 +151,7 @@ class WorldModelPPOConfig(PPOConfig):
         mdn_mixture: str = NotProvided,
         mdn_residual: bool = NotProvided,
         mdn_lr: float = NotProvided,
+        mdn_frozen: bool = NotProvided,
         log_sigma_range: list[float] = NotProvided,
         nll_coeff: float = NotProvided,
         reward_loss_coeff: float = NotProvided,
@@ -181,6 +183,8 @@ class WorldModelPPOConfig(PPOConfig):
             mdn_mixture: "joint" or "per_dimension" (the paper's code).
             mdn_residual: Whether M predicts z_{t+1} - z_t rather than z_{t+1}.
             mdn_lr: Learning rate of M.
+            mdn_frozen: Whether M keeps its initial weights while V trains as ever: the ablation that says what training
+                M is worth.
             log_sigma_range: Clip range of the mixture's log sigma.
             nll_coeff: Weight of the latent's likelihood in M's loss.
             reward_loss_coeff: Weight of the reward error.

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 
-from wm_rllib.policy import WorldModelPolicy
-
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
 MAX_LANES = 20
+
+
+class GreedyPolicy(Protocol):
+    """What an evaluation needs of an agent: `WorldModelPolicy`, or any other with this surface."""
+
+    def initial_state(self, batch_size: int, /) -> Any:
+        """The memory of B new episodes; None where the agent has none."""
+
+    def act(self, observations: np.ndarray, state: Any, /) -> tuple[np.ndarray, Any]:
+        """Greedy actions [B, ...] in env space for observations [B, *O], and the memory after them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class EvaluationResult:
         return float(np.std(self.returns))
 
 
-def evaluate_in(env: VectorEnv, policy: WorldModelPolicy, num_episodes: int, seed: int | None) -> EvaluationResult:
+def evaluate_in(env: VectorEnv, policy: GreedyPolicy, num_episodes: int, seed: int | None) -> EvaluationResult:
     """Plays `num_episodes` greedy episodes in the lanes of `env`.
 
     All lanes are reset together and each plays one episode a round; what a lane does after its episode is ignored.
@@ -55,7 +63,7 @@ def evaluate_in(env: VectorEnv, policy: WorldModelPolicy, num_episodes: int, see
     return EvaluationResult(returns[:num_episodes], lengths[:num_episodes])
 
 
-def _play_round(env: VectorEnv, policy: WorldModelPolicy, seed: int | None) -> tuple[list[float], list[int]]:
+def _play_round(env: VectorEnv, policy: GreedyPolicy, seed: int | None) -> tuple[list[float], list[int]]:
     observations, _ = env.reset(seed=seed)
     state = policy.initial_state(env.num_envs)
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
@@ -77,7 +85,7 @@ def make_vector_env(env: str | Any, num_envs: int, env_config: dict[str, Any] | 
 
 
 def evaluate_policy(
-    policy: WorldModelPolicy,
+    policy: GreedyPolicy,
     env: str | Any,
     num_episodes: int,
     seed: int | None,

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 KL_COEFFS = "kl_coeffs"
 TIMESTEP = "timestep"
 VAE_OPTIMIZER = "vae"
+MDN_RNN_OPTIMIZER = "mdn_rnn"
 COLUMNS = (
     Columns.OBS,
     Columns.ACTIONS,
@@ -334,7 +335,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
             return
         for name, network, lr in (
             (VAE_OPTIMIZER, self.world_model.vae, config.vae_lr),
-            ("mdn_rnn", self.world_model.mdn_rnn, config.mdn_lr),
+            (MDN_RNN_OPTIMIZER, self.world_model.mdn_rnn, config.mdn_lr),
         ):
             params = list(network.parameters())
             self.register_optimizer(
@@ -367,8 +368,13 @@ class WorldModelPPOLearner(PPOTorchLearner):
         done = (self._steps_done - 1) / max(1, self._num_steps - 1)
         scale = 1.0 - (1.0 - self.config.fit_final_lr_fraction) * done
         base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
-        own = self._vae_lr_scale if name.endswith(VAE_OPTIMIZER) else 1.0
-        self._set_optimizer_lr(optimizer, lr=base * own * scale)
+        self._set_optimizer_lr(optimizer, lr=base * self._own_lr_scale(name) * scale)
+
+    def _own_lr_scale(self, optimizer_name: str) -> float:
+        """Factor of V's or M's learning rate in a fit; 0 keeps Adam from changing a single bit."""
+        if optimizer_name.endswith(MDN_RNN_OPTIMIZER):
+            return 0.0 if self.config.mdn_frozen else 1.0
+        return self._vae_lr_scale
 
     # --- what the algorithm asks of learners --------------------------------------------------------------------------
 

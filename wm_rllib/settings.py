@@ -108,6 +108,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("residual", "mdn_residual", boolean(), "Predict the change of z instead of the next z."),
         ("temperature", "temperature", number(above=0), "Temperature of the dream."),
         ("learning_rate", "mdn_lr", number_or_schedule(above=0), "Learning rate of M."),
+        ("frozen", "mdn_frozen", boolean(), "Keep M's initial weights (an ablation); V still trains."),
         ("log_sigma_range", "log_sigma_range", number_range(), "Limits of log sigma."),
         ("reward_loss_coeff", "reward_loss_coeff", number(0), "Weight of the reward loss."),
         ("termination_loss_coeff", "termination_loss_coeff", number(0), "Weight of the termination loss."),

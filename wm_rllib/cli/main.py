@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from wm_rllib.cli.benchmark_flags import add_benchmark
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.output import LOG_LEVELS, configure_output
 from wm_rllib.settings import SettingError
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_train(commands)
     _add_evaluate(commands)
+    add_benchmark(commands)
     return parser
 
 
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _import_from_here()
     try:
         args = build_parser().parse_args(argv)
+        args.argv = sys.argv[1:] if argv is None else list(argv)
         configure_output(verbose=args.verbose, log_level=args.log_level)
         return _run(args)
     except (CommandError, SettingError) as error:
@@ -90,6 +93,10 @@ def _run(args: argparse.Namespace) -> int:
         from wm_rllib.cli import train
 
         return train.run(args)
+    if args.command == "benchmark":
+        from wm_rllib.cli import benchmark
+
+        return benchmark.run(args)
     from wm_rllib.cli import evaluate
 
     return evaluate.run(args)

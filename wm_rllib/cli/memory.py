@@ -51,6 +51,11 @@ class MemoryMonitor:
         """Start sampling."""
         self._thread.start()
 
+    @property
+    def peak(self) -> MemoryPeak:
+        """The peak so far."""
+        return self._peak
+
     def stop(self) -> MemoryPeak:
         """Stop sampling, and return the peak."""
         self._stop.set()

@@ -146,7 +146,7 @@ def _make_config(values: Mapping[str, Any], args: argparse.Namespace) -> Any:
         config.wm_log_level = args.log_level
     if not args.verbose:
         config.log_level = "ERROR"
-    _register_env(values["env.id"])
+    register_env(values["env.id"])
     try:
         config.copy(copy_frozen=False).validate()
     except ValueError as error:
@@ -154,7 +154,7 @@ def _make_config(values: Mapping[str, Any], args: argparse.Namespace) -> Any:
     return config
 
 
-def _register_env(env_id: str) -> None:
+def register_env(env_id: str) -> None:
     """Tell Ray about an import path, which Gymnasium does not know."""
     if ":" in env_id:
         from ray.tune.registry import register_env

@@ -1,0 +1,63 @@
+"""The flags of `benchmark` and its subcommands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from wm_rllib.cli.output import LOG_LEVELS
+
+RESULTS = "benchmarks/results"
+SUITE = "learning"
+README, PLOT = "README.md", "docs/benchmark.png"
+
+
+def add_benchmark(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `benchmark` to the commands; `worker`, which `run` starts, is not listed."""
+    parser = commands.add_parser("benchmark", help="measure contenders and ablations, and report", allow_abbrev=False)
+    own = parser.add_subparsers(
+        dest="benchmark_command", required=True, metavar="run|report|list", parser_class=type(parser)
+    )
+    _add_run(own.add_parser("run", help="measure; complete results are kept", allow_abbrev=False))
+    _add_report(own.add_parser("report", help="write table and plot from the results", allow_abbrev=False))
+    _add_common(own.add_parser("list", help="list the contenders", allow_abbrev=False))
+    worker = own.add_parser("worker", allow_abbrev=False)
+    worker.add_argument("request", metavar="JSON")
+    _add_common(worker)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", metavar="FILE.yaml", help="environments, contenders, seeds, measure; flags win over it")
+    add("--suite", metavar="NAME", help="folder under --results (the file's name for itself, else adhoc)")
+    add("--env", metavar="ID", action="append", help="environment; may be repeated")
+    add("--contender", metavar="NAME", action="append", help="see `list`; may be repeated")
+    add("--seeds", metavar="S,S,...", help="seeds")
+    add("--interval", metavar="STEPS", help="real steps between evaluations")
+    add("--episodes", metavar="N", help="greedy episodes of an evaluation")
+    add("--threshold", metavar="RETURN", help="mean return that counts as solved (Gymnasium's)")
+    add("--max-steps", metavar="STEPS", help="real steps after which a run ends")
+    add("--time-limit", dest="time_limit_s", metavar="SECONDS", help="after which a run is ended, all included")
+    add("--threads", dest="num_threads", metavar="N", help="threads of torch in each run")
+    add(
+        "--stop-when-solved",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="end a run at its first confirmed evaluation at the threshold",
+    )
+    add("--jobs", metavar="N", default="1", help="runs at a time (1)")
+    add("--force", action="store_true", help="measure again what is complete")
+    _add_common(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", metavar="NAME", default=SUITE, help=f"whose results ({SUITE})")
+    parser.add_argument("--readme", metavar="FILE", default=README, help=f"whose table is rewritten ({README})")
+    parser.add_argument("--plot", metavar="FILE", default=PLOT, help=f"the plot ({PLOT})")
+    _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", metavar="DIR", default=RESULTS, help=f"folder of the raw results ({RESULTS})")
+    parser.add_argument("--verbose", action="store_true", help="show what Ray and RLlib print")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
