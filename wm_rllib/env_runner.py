@@ -108,8 +108,8 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         weights = {name: torch.as_tensor(value) for name, value in update.world_model.items()}
         self.world_model.load_state_dict(weights)
         if self._cached_to_module is not None and not self._needs_initial_reset:
-            for index, features in self.features.refresh(self._ongoing_episodes).items():
-                self._cached_to_module[Columns.OBS][index] = torch.as_tensor(features)
+            features = self.features.refresh(self._ongoing_episodes)
+            self._cached_to_module[Columns.OBS] = features.to(self._cached_to_module[Columns.OBS].device)
 
     def collect(self, request: CollectRequest) -> Collected:
         """Pulls weights, steps the envs, and puts the experience into the object store."""
