@@ -18,6 +18,7 @@ from wm_rllib.evaluation import EvaluationResult, evaluate_in
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient, WeightUpdate
+from wm_rllib.pipelines import shorten
 from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.seeding import seed_process
 
@@ -78,6 +79,10 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             torch.set_num_threads(1)
         super().__init__(config=config, **kwargs)
         self._client = ParameterClient(server=None)
+        if not self.module.is_stateful() and torch.device(self._device).type == "cpu":
+            shorten(self._env_to_module, self._module_to_env)
+        # RLlib puts the module into eval mode for every step, and back into the mode that it was in.
+        self.module.eval()
 
     @property
     def features(self) -> FeatureConnector:
