@@ -13,9 +13,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 
 MAX_HISTORY = 1024
@@ -26,22 +28,22 @@ MAX_HISTORY = 1024
 class _Track:
     """One ongoing episode as the world model sees it.
 
-    observations holds o_{t0} .. o_t and actions a_{t0} .. a_{t-1} (policy space); `unflushed` of the observations'
-    transitions have not gone to the replay yet.
+    observations holds o_{t0} .. o_t and actions a_{t0} .. a_{t-1} (policy space).
     """
 
-    state: tuple[torch.Tensor, torch.Tensor]
     observations: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
-    z: torch.Tensor | None = None
 
 
 class FeatureConnector(ConnectorV2):
     """Computes [z, h] with the runner's copy of V and M, and remembers the raw observations it replaces.
 
+    It expects what RLlib's env runner gives: all ongoing episodes at every step, always in the order of their envs.
+
     Attributes:
         world_model: This process's copy, in eval mode.
         random_actions: Set while the env is driven by ``action_space.sample()``: those actions are in env space.
+        fills_batch: Whether the batch gets the features [B, F] from here, and not from RLlib's pieces after this one.
     """
 
     def __init__(
@@ -53,7 +55,11 @@ class FeatureConnector(ConnectorV2):
     ):
         self.world_model = WorldModel(config).eval()
         self.random_actions = False
+        self.fills_batch = False
         self._tracks: dict[str, _Track] = {}
+        # All episodes' latents and states, a row each, as of the last step.
+        self._z = torch.empty(0)
+        self._state: State = self.world_model.mdn_rnn.initial_state(0)
         super().__init__(input_observation_space, input_action_space)
 
     def recompute_output_observation_space(self, *_: Any) -> gym.Space[Any]:
@@ -61,48 +67,69 @@ class FeatureConnector(ConnectorV2):
         return gym.spaces.Box(-np.inf, np.inf, (self.world_model.feature_dim,), np.float32)
 
     @torch.no_grad()
-    def __call__(self, *, episodes: list[SingleAgentEpisode], batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Advances every env by one step; `batch` passes through."""
+    def __call__(
+        self,
+        *,
+        episodes: list[SingleAgentEpisode],
+        batch: dict[str, Any],
+        shared_data: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Advances every env by one step; `batch` gets the features if `fills_batch`."""
+        started = [row for row, episode in enumerate(episodes) if episode.t == 0]
         tracks = [self._observe(episode) for episode in episodes]
-        raw = torch.as_tensor(np.stack([track.observations[-1] for track in tracks]))
-        z = self.world_model.vae.encode(raw)
-        moved = [i for i, track in enumerate(tracks) if track.z is not None]
-        if moved:
-            states = self.world_model.advance(
-                torch.stack([tracks[i].z for i in moved]),  # type: ignore[misc]
-                torch.as_tensor(np.stack([tracks[i].actions[-1] for i in moved])),
-                _stack_states([tracks[i] for i in moved]),
-            )
-            for row, i in enumerate(moved):
-                tracks[i].state = states[0][row], states[1][row]
-        for track, latent in zip(tracks, z, strict=True):
-            track.z = latent
-        features = self.world_model.features(z, _stack_states(tracks)[0]).numpy()
-        for episode, row in zip(episodes, features, strict=True):
-            self._write(episode, row)
+        z = self.world_model.vae.encode(torch.as_tensor(np.stack([track.observations[-1] for track in tracks])))
+        self._state = self._next_state(tracks, started)
+        self._z = z
+        features = self.world_model.features(z, self._state[0])
+        for row in started:
+            episodes[row].observation_space = self.observation_space
+        for episode, values in zip(episodes, features.numpy(), strict=True):
+            _replace_last_observation(episode, values)
+        if self.fills_batch:
+            batch[Columns.OBS] = features
+            if shared_data is not None:
+                # By it RLlib's module-to-env pieces tell which row is whose.
+                shared_data["memorized_map_structure"] = [episode.id_ for episode in episodes]
         return batch
 
+    def _next_state(self, tracks: list[_Track], started: list[int]) -> State:
+        """The state after each episode's last action; of those that `started`, the initial one."""
+        if len(started) == len(tracks):
+            return self.world_model.mdn_rnn.initial_state(len(tracks))
+        newest = [track.actions[-1] if track.actions else None for track in tracks]
+        # Rows of episodes that started go through M with somebody else's action, and are overwritten.
+        stand_in = next(action for action in newest if action is not None)
+        actions = np.stack([stand_in if action is None else action for action in newest])
+        h, c = self.world_model.advance(self._z, torch.as_tensor(actions), self._state)
+        if started:
+            h[started], c[started] = self.world_model.mdn_rnn.initial_state(len(started))
+        return h, c
+
     @torch.no_grad()
-    def refresh(self, episodes: list[SingleAgentEpisode]) -> dict[int, np.ndarray]:
+    def refresh(self, episodes: list[SingleAgentEpisode]) -> torch.Tensor:
         """Encodes the last observation of ongoing episodes anew, with h from their own raw history.
 
         To be called after new weights were loaded: that observation was encoded by the old ones. Returns the features
-        [F] by index into `episodes`; episodes not yet reset have none.
+        [B, F]; those of episodes not yet reset mean nothing.
         """
-        fresh = {}
-        for index, episode in enumerate(episodes):
-            track = self._tracks.get(episode.id_)
-            if track is None or not episode.is_reset:
+        z, (h, c) = self._z.clone(), (self._state[0].clone(), self._state[1].clone())
+        for row, episode in enumerate(episodes):
+            if not episode.is_reset:
                 continue
-            z = self.world_model.vae.encode(torch.as_tensor(np.stack(track.observations)))
+            track = self._tracks[episode.id_]
+            latents = self.world_model.vae.encode(torch.as_tensor(np.stack(track.observations)))
             state = self.world_model.mdn_rnn.initial_state(1)
             if track.actions:
                 actions = self.world_model.codec.encode(torch.as_tensor(np.stack(track.actions)))
-                _, state = self.world_model.mdn_rnn.unroll(z[None, :-1], actions[None], state)
-            track.z, track.state = z[-1], (state[0][0], state[1][0])
-            fresh[index] = self.world_model.features(z[-1], track.state[0]).numpy()
-            self._write(episode, fresh[index])
-        return fresh
+                _, state = self.world_model.mdn_rnn.unroll(latents[None, :-1], actions[None], state)
+            z[row], h[row], c[row] = latents[-1], state[0][0], state[1][0]
+        self._z, self._state = z, (h, c)
+        features = self.world_model.features(z, h)
+        for episode, values in zip(episodes, features.numpy(), strict=True):
+            if episode.is_reset:
+                _replace_last_observation(episode, values)
+        return features
 
     def take_raw(
         self, episodes: list[SingleAgentEpisode], ongoing: list[SingleAgentEpisode]
@@ -146,19 +173,15 @@ class FeatureConnector(ConnectorV2):
     def _observe(self, episode: SingleAgentEpisode) -> _Track:
         """Appends the episode's newest raw observation, and the action that led to it, to its track."""
         if episode.t == 0:
-            h, c = self.world_model.mdn_rnn.initial_state(1)
-            self._tracks[episode.id_] = _Track((h[0], c[0]))
+            self._tracks[episode.id_] = _Track()
         track = self._tracks[episode.id_]
-        track.observations.append(episode.get_observations(-1))
+        # Straight to the data: the episode's own getters cost some microseconds each.
+        track.observations.append(episode.observations.data[-1])
         if episode.t > 0:
-            action = np.asarray(episode.get_actions(-1))
+            action = np.asarray(episode.actions.data[-1])
             track.actions.append(self.world_model.codec.env_to_policy(action) if self.random_actions else action)
         return track
 
-    def _write(self, episode: SingleAgentEpisode, features: np.ndarray) -> None:
-        episode.set_observations(at_indices=-1, new_data=features)
-        episode.observation_space = self.observation_space
 
-
-def _stack_states(tracks: list[_Track]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.stack([track.state[0] for track in tracks]), torch.stack([track.state[1] for track in tracks])
+def _replace_last_observation(episode: SingleAgentEpisode, features: np.ndarray) -> None:
+    episode.observations.data[-1] = features

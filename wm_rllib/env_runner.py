@@ -18,6 +18,7 @@ from wm_rllib.evaluation import EvaluationResult, evaluate_in
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient, WeightUpdate
+from wm_rllib.pipelines import shorten
 from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.seeding import seed_process
 
@@ -78,6 +79,10 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             torch.set_num_threads(1)
         super().__init__(config=config, **kwargs)
         self._client = ParameterClient(server=None)
+        if not self.module.is_stateful() and torch.device(self._device).type == "cpu":
+            shorten(self._env_to_module, self._module_to_env)
+        # RLlib puts the module into eval mode for every step, and back into the mode that it was in.
+        self.module.eval()
 
     @property
     def features(self) -> FeatureConnector:
@@ -108,8 +113,8 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         weights = {name: torch.as_tensor(value) for name, value in update.world_model.items()}
         self.world_model.load_state_dict(weights)
         if self._cached_to_module is not None and not self._needs_initial_reset:
-            for index, features in self.features.refresh(self._ongoing_episodes).items():
-                self._cached_to_module[Columns.OBS][index] = torch.as_tensor(features)
+            features = self.features.refresh(self._ongoing_episodes)
+            self._cached_to_module[Columns.OBS] = features.to(self._cached_to_module[Columns.OBS].device)
 
     def collect(self, request: CollectRequest) -> Collected:
         """Pulls weights, steps the envs, and puts the experience into the object store."""

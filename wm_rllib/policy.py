@@ -15,10 +15,10 @@ from ray.rllib.core import (
 )
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
-from ray.rllib.utils.spaces.space_utils import clip_action, get_base_struct_from_space, unsquash_action
 
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.pipelines import actions_for_env
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
 
@@ -65,10 +65,8 @@ class WorldModelPolicy:
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
         """Policy space to env space, as RLlib's module-to-env pipeline does it."""
-        struct = get_base_struct_from_space(self.action_space)
-        if self.world_model.config.normalize_actions:
-            return np.asarray(unsquash_action(actions, struct))
-        return np.asarray(clip_action(actions, struct)) if self.world_model.config.clip_actions else actions
+        config = self.world_model.config
+        return actions_for_env(actions, self.action_space, normalize=config.normalize_actions, clip=config.clip_actions)
 
 
 def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
