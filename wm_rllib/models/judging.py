@@ -45,10 +45,9 @@ class Windows:
 
 @dataclass(frozen=True)
 class Skill:
-    """1 - error / error of the better of two trivial predictions, by steps ahead, [H] each; 1 is perfect, 0 useless.
+    """Share of the variance that M explains, 1 - error / variance, by steps ahead, [H] each.
 
-    Observations are compared with "nothing changes" and "the mean"; rewards with their mean. NaN where no window is
-    long enough; a reward that never varies has skill 1 if it is predicted.
+    1 is perfect, 0 no better than the mean. NaN where no window is long enough.
     """
 
     observation: Tensor
@@ -57,40 +56,34 @@ class Skill:
 
 @torch.no_grad()
 def open_loop_skill(world_model: WorldModel, windows: Windows) -> Skill:
-    """M's expected next latents, fed back for H steps under the real actions, against what happened.
+    """How well M's expected next latents, fed back for H steps under the real actions, predict what happened.
 
     Errors are squared, in the units of V's input and of the reward head, and summed over windows and dimensions.
     """
     length, vae = windows.burn_in, world_model.vae
     z, rewards = _expected_path(world_model, windows)
     valid = windows.mask[:, length:]
-    real = vae.normalise(windows.observations[:, length:]).flatten(2)
+    real = vae.normalise(windows.observations[:, length + 1 :]).flatten(2)
     predicted = vae.normalise(vae.decode(z)).flatten(2)
     units = world_model.mdn_rnn.reward_scale
-    real_rewards = windows.rewards[:, length:] / units
-    mean_reward = real_rewards[valid].mean()
-
-    def error(values: Tensor) -> Tensor:
-        """Sum over windows, by steps ahead."""
-        return torch.where(valid, values, torch.zeros_like(values)).sum(0)
-
-    trivial = torch.minimum(error((real[:, :1] - real[:, 1:]).square().sum(-1)), error(real[:, 1:].square().sum(-1)))
+    real_rewards = windows.rewards[:, length:, None] / units
+    # A reward that hardly varies is not worth more precision than a tenth of its size.
+    reward_floor = torch.maximum(0.01 * real_rewards[valid].square().mean(), SMALLEST_VARIANCE)
     return Skill(
-        observation=_skill(error((predicted - real[:, 1:]).square().sum(-1)), trivial, valid),
-        reward=_skill(
-            error((rewards / units - real_rewards).square()), error((real_rewards - mean_reward).square()), valid
-        ),
+        observation=_explained(predicted, real, valid, SMALLEST_VARIANCE * real.shape[-1]),
+        reward=_explained(rewards[..., None] / units, real_rewards, valid, reward_floor),
     )
 
 
-SMALLEST_ERROR = 1e-4
-"""Squared error, in normalised units, below which a prediction counts as perfect: nothing can be gained there."""
+SMALLEST_VARIANCE = torch.tensor(1e-4)
+"""Of a dimension, in normalised units: what varies less is constant, and its noise need not be explained."""
 
 
-def _skill(error: Tensor, trivial: Tensor, valid: Tensor) -> Tensor:
-    floor = SMALLEST_ERROR * valid.sum(0)
-    skill = 1.0 - error / torch.maximum(trivial, floor)
-    return torch.where(valid.any(0), skill, torch.full_like(skill, torch.nan))
+def _explained(predicted: Tensor, real: Tensor, valid: Tensor, least_variance: Tensor) -> Tensor:
+    """Share of the variance of real [N, H, .] over all valid [N, H] steps that is explained, by steps ahead [H]."""
+    variance = real[valid].var(0, correction=0).sum()
+    error = torch.where(valid, (predicted - real).square().sum(-1), torch.zeros(())).sum(0) / valid.sum(0)
+    return 1.0 - error / torch.maximum(variance, least_variance)
 
 
 def _expected_path(world_model: WorldModel, windows: Windows) -> tuple[Tensor, Tensor]:
