@@ -163,10 +163,10 @@ class PlainActor:
 class ControllerActor:
     """Runs a controller's network in place; log-probabilities are computed for all steps at once."""
 
-    def __init__(self, controller: Controller, world_model: WorldModel, noise: Tensor, lanes: int):
+    def __init__(self, controller: Controller, world_model: WorldModel, noise: Tensor):
         self._codec = world_model.codec
         network, self._sampler, self._noise = controller.network, controller.sampler, noise
-        self._network = Stack(flat_layers(network), lanes) if isinstance(network, nn.Module) else network
+        self._network = Stack(flat_layers(network), noise.shape[1]) if isinstance(network, nn.Module) else network
         self._inputs: list[Tensor] = []
         self._actions: list[Tensor] = []
 
@@ -208,22 +208,29 @@ def dream(
         temperature: tau of M's mixture.
         noise: What `draw_dream_noise` returned.
     """
-    lanes = len(start_z)
-    # Made outside of inference mode: whoever gets the dream may compute gradients of what he makes of it.
-    features = start_z.new_empty(lanes, horizon, world_model.feature_dim)
-    bootstrap = start_z.new_empty(lanes, world_model.feature_dim)
     with torch.no_grad():
-        noise = noise or draw_dream_noise(world_model, policy, horizon, lanes)
+        noise = noise or draw_dream_noise(world_model, policy, horizon, len(start_z))
+        # Made outside of inference mode: whoever gets the dream may compute gradients of what is made of it.
+        features = start_z.new_empty(len(start_z), horizon, world_model.feature_dim)
+        bootstrap = start_z.new_empty(len(start_z), world_model.feature_dim)
         transition = make_transition(world_model, start_z, start_state, noise, temperature)
-        actor: PlainActor | ControllerActor = PlainActor(policy, world_model)
-        if isinstance(policy, Controller) and noise.action is not None:
-            actor = ControllerActor(policy, world_model, noise.action, lanes)
-        for t in range(horizon):
-            _write_features(transition, features[:, t])
-            actor.act(t, features[:, t], transition.action)
-            transition.advance(t, restarts=t + 1 < horizon)
-        _write_features(transition, bootstrap)
+        actor = make_actor(policy, world_model, noise)
+        # A user's own code may keep tensors that it meets, and want gradients of them later.
+        ours = isinstance(transition, FusedTransition) and isinstance(actor, ControllerActor)
+        with torch.inference_mode() if ours else torch.no_grad():
+            for t in range(horizon):
+                _write_features(transition, features[:, t])
+                actor.act(t, features[:, t], transition.action)
+                transition.advance(t, restarts=t + 1 < horizon)
+            _write_features(transition, bootstrap)
         return Dream(features, *actor.columns(), *transition.outcomes(), bootstrap)
+
+
+def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> PlainActor | ControllerActor:
+    """The fastest way to ask this C."""
+    if isinstance(policy, Controller) and noise.action is not None:
+        return ControllerActor(policy, world_model, noise.action)
+    return PlainActor(policy, world_model)
 
 
 def make_transition(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureNoise
-from wm_rllib.models.stack import Stack, flat_layers, is_plain
+from wm_rllib.models.stack import Stack, affine, flat_layers, is_plain
 
 
 def can_fuse_step(mdn_rnn: MDNRNN) -> bool:
@@ -50,15 +50,13 @@ class Cell:
         weight, bias = torch.cat([weight_hh, weight_ih], 1), bias_ih + bias_hh
         weight[2 * size : 3 * size] *= 2.0
         bias[2 * size : 3 * size] *= 2.0
-        self._weight, self._bias = weight.t(), bias
-        self._gates = weight.new_empty(rows, 4 * size)
+        self._affine = affine(weight, bias, rows)
+        self._size = size
         self._scratch = weight.new_empty(rows, size)
-        self._parts = torch.split(self._gates, size, 1)
 
     def __call__(self, inputs: Tensor, h: Tensor, c: Tensor) -> None:
         """Overwrites h and c [B, D] by those after inputs [B, D + Z + A]; h may be a slice of the inputs."""
-        torch.addmm(self._bias, inputs, self._weight, out=self._gates).sigmoid_()
-        write, keep, candidate, output = self._parts
+        write, keep, candidate, output = torch.split(self._affine(inputs).sigmoid_(), self._size, 1)
         c.mul_(keep).addcmul_(write, candidate, value=2.0).sub_(write)
         squashed = torch.add(c, c, out=self._scratch).sigmoid_()
         torch.mul(output, squashed.mul_(2.0).sub_(1.0), out=h)
