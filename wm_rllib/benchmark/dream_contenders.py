@@ -115,10 +115,8 @@ class OurDream:
         self._start_actors()
 
     def _start_actors(self) -> None:
-        weights = ray.put(convert_to_numpy(self._world_model.state_dict()))
-        policy = ray.put(convert_to_numpy(self._module.get_state()))
-        server = ray.remote(num_cpus=0)(ParameterServer).remote()
-        ray.get(server.push.remote(make_record(0, (weights, 0), (policy, 0))))
+        self._weights = ray.put(convert_to_numpy(self._world_model.state_dict()))
+        self._server = server = ray.remote(num_cpus=0)(ParameterServer).remote()
         replay = ray.remote(num_cpus=0)(ReplayService).remote(NUM_EPISODES * EPISODE_LENGTH, 0)
         ray.get(replay.add.remote([ray.put(random_episodes())]))
         self._starts = ray.get(replay.starts.remote(self.size.lanes, self.size.burn_in))
@@ -138,6 +136,9 @@ class OurDream:
 
     def delivered(self, seed: int) -> tuple[float, float]:
         """Seconds from the order to tensors in the learner's process, and the dreamer's own part of them."""
+        # As after every update: the policy is new, so that the order includes pulling it.
+        policy = ray.put(convert_to_numpy(self._module.get_state()))
+        ray.get(self._server.push.remote(make_record(seed, (self._weights, 0), (policy, seed))))
         request = DreamRequest([self.size.rows], self.size.horizon, 1.0, self._starts, 0, seed)
         start = time.perf_counter()
         dreamed = ray.get(self._dreamer.dream.remote(request))

@@ -64,8 +64,8 @@ def affine(weight: Tensor, bias: Tensor, rows: int) -> Operation:
         bias: [out].
         rows: B.
     """
-    flops = 2 * rows * weight.numel()
-    if weight.device.type == "cpu" and torch._C.has_mkldnn and flops >= SMALLEST_ONEDNN_PRODUCT:
+    is_large = 2 * rows * weight.numel() >= SMALLEST_ONEDNN_PRODUCT
+    if is_large and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         linear = torch.ops.mkldnn._linear_pointwise
         return lambda x: linear(x, weight, bias, "none", [], "")
     out, transposed = weight.new_empty(rows, len(weight)), weight.t()
