@@ -7,7 +7,15 @@ from torch import Tensor
 
 
 def value_targets(
-    rewards: Tensor, values: Tensor, bootstrap_values: Tensor, terminateds: Tensor, *, gamma: float, lambda_: float
+    rewards: Tensor,
+    values: Tensor,
+    bootstrap_values: Tensor,
+    terminateds: Tensor,
+    *,
+    gamma: float,
+    lambda_: float,
+    truncateds: Tensor | None = None,
+    cut_values: Tensor | None = None,
 ) -> Tensor:
     """lambda-returns of B lanes, each cut (truncated) after its last step.
 
@@ -21,17 +29,23 @@ def value_targets(
         terminateds: [B, H] bool; nothing is carried over such a step.
         gamma: Discount.
         lambda_: GAE's lambda.
+        truncateds: [B, H] bool; a lane goes on from elsewhere after such a step, which is bootstrapped by itself.
+        cut_values: [N], V after each truncated step, lane by lane.
 
     Returns:
         [B, H].
     """
     alive = 1.0 - terminateds.float()
     next_values = torch.cat([values[:, 1:], bootstrap_values[:, None]], dim=1)
+    carried = alive
+    if truncateds is not None and cut_values is not None:
+        next_values = next_values.masked_scatter(truncateds, cut_values)
+        carried = alive * (1.0 - truncateds.float())
     delta = rewards + gamma * alive * next_values - values
     advantages = torch.empty_like(delta)
     carry = torch.zeros_like(bootstrap_values)
     for t in range(delta.shape[1] - 1, -1, -1):
-        carry = delta[:, t] + gamma * lambda_ * alive[:, t] * carry
+        carry = delta[:, t] + gamma * lambda_ * carried[:, t] * carry
         advantages[:, t] = carry
     return advantages + values
 

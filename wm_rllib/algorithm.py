@@ -267,7 +267,7 @@ class WorldModelPPO(PPO):
                 seed=self._seed(f"update/{round_index}"),
             )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self._report.add_update(self.metrics, len(real_rows), harvest.num_segments if harvest else 0)
+        self._report.add_update(self.metrics, len(real_rows), harvest)
         self._report.take_update_losses(self.metrics)
         self._state.policy_version += 1
         self._publish(policy=True, world_model=False)
@@ -331,6 +331,7 @@ class WorldModelPPO(PPO):
             rows=split_evenly(rows, max(1, self.config.num_learners)),
             horizon=self._horizon,
             temperature=self.config.temperature,
+            max_disagreement=self.config.max_disagreement,
             burn_in=self.config.burn_in,
         )
         with self._report.stage("dream"):

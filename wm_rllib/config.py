@@ -68,6 +68,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.nll_coeff = 0.1
         self.reward_loss_coeff = 1.0
         self.termination_loss_coeff = 5.0
+        self.ensemble_size = 3
         self.world_model_grad_clip: float | None = 10.0
         self.fit_final_lr_fraction = 0.1
         self.sequence_length = 32
@@ -87,6 +88,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.imagination_ratio_bounds = [0.0, 0.99]
         self.imagination_horizon = 50
         self.min_imagination_horizon = 5
+        self.max_disagreement: float | None = None
         self.temperature = 1.0
         self.num_dream_rounds = 6
         self.dream_batch_size = 12_800
@@ -156,6 +158,7 @@ class WorldModelPPOConfig(PPOConfig):
         nll_coeff: float = NotProvided,
         reward_loss_coeff: float = NotProvided,
         termination_loss_coeff: float = NotProvided,
+        ensemble_size: int = NotProvided,
         world_model_grad_clip: float | None = NotProvided,
         fit_final_lr_fraction: float = NotProvided,
         sequence_length: int = NotProvided,
@@ -189,6 +192,7 @@ class WorldModelPPOConfig(PPOConfig):
             nll_coeff: Weight of the latent's likelihood in M's loss.
             reward_loss_coeff: Weight of the reward error.
             termination_loss_coeff: Weight of the termination cross-entropy.
+            ensemble_size: Members of the ensemble that says where M is unsure; 0 for none.
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
             fit_final_lr_fraction: Learning rates of V and M at each fit's end, as a fraction of those at its start.
             sequence_length: Transitions in a training sequence.
@@ -212,6 +216,7 @@ class WorldModelPPOConfig(PPOConfig):
         imagination_ratio_bounds: list[float] = NotProvided,
         imagination_horizon: int = NotProvided,
         min_imagination_horizon: int = NotProvided,
+        max_disagreement: float | None = NotProvided,
         temperature: float = NotProvided,
         num_dream_rounds: int = NotProvided,
         dream_batch_size: int = NotProvided,
@@ -232,6 +237,8 @@ class WorldModelPPOConfig(PPOConfig):
             imagination_ratio_bounds: Least and largest ratio of "auto".
             imagination_horizon: H, steps of a dream; with "auto" the largest.
             min_imagination_horizon: With "auto" the least.
+            max_disagreement: Dreams are cut, and bootstrapped, after a step on which the ensemble disagrees more than
+                this many times as much as is usual on real steps; None: never.
             temperature: tau of M's mixture.
             num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy.
             dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).
@@ -347,6 +354,7 @@ class WorldModelPPOConfig(PPOConfig):
             nll_coeff=self.nll_coeff,
             reward_loss_coeff=self.reward_loss_coeff,
             termination_loss_coeff=self.termination_loss_coeff,
+            ensemble_size=self.ensemble_size,
         )
         return WorldModelConfig(
             vae=vae,

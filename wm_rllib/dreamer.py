@@ -48,6 +48,7 @@ class DreamRequest:
         rows: For each learner, how many rows; every one of them will be valid.
         horizon: H.
         temperature: tau of M's mixture.
+        max_disagreement: Where dreams are cut; see `dream`.
         starts_ref: Reference to at least as many start sequences as `num_lanes` says.
         first_start: Index of the first start that is this dreamer's.
         seed: Seed of this stage and dreamer, or None.
@@ -56,6 +57,7 @@ class DreamRequest:
     rows: list[int]
     horizon: int
     temperature: float
+    max_disagreement: float | None
     starts_ref: ray.ObjectRef
     first_start: int
     seed: int | None
@@ -79,6 +81,7 @@ class Dreamed:
         shard_refs: For each learner a reference to a list of blocks (dicts of arrays [B, H, ...]).
         rows: For each learner the number of rows in its blocks.
         num_segments: Separate imagined trajectories, for the mean realised horizon.
+        num_cuts: Those that were cut because M was unsure.
         sequence: Record of the parameter server that both versions come from.
         world_model_version: V and M dreamed with.
         policy_version: C dreamed with.
@@ -88,6 +91,7 @@ class Dreamed:
     shard_refs: list[ray.ObjectRef]
     rows: list[int]
     num_segments: int
+    num_cuts: int
     sequence: int
     world_model_version: int
     policy_version: int
@@ -149,6 +153,7 @@ class Dreamer(FaultAwareApply):
             shard_refs=refs,
             rows=request.rows,
             num_segments=sum(block.num_segments for shard in shards for block in shard),
+            num_cuts=sum(block.num_cuts for shard in shards for block in shard),
             sequence=self._client.sequence,
             world_model_version=self._client.world_model_version,
             policy_version=self._client.policy_version,
@@ -172,7 +177,8 @@ class Dreamer(FaultAwareApply):
         with torch.no_grad():
             z, state = self._world_model.burn_in(observations, actions, mask)
         policy = make_policy(self._module)
-        return dream(self._world_model, policy, z, state, request.horizon, request.temperature)
+        how = request.horizon, request.temperature, request.max_disagreement
+        return dream(self._world_model, policy, z, state, *how)
 
 
 def make_policy(module: Any) -> Policy:
@@ -227,7 +233,18 @@ def _block(lanes: Dream, which: slice, length: int) -> Dream:
         lanes.rewards[which, :length],
         lanes.terminateds[which, :length],
         bootstrap,
+        *_cuts_within(lanes, which, length),
     )
+
+
+def _cuts_within(lanes: Dream, which: slice, length: int) -> tuple[Tensor, Tensor] | tuple[()]:
+    """The cuts of some lanes up to some length; a cut after the last step is the truncation that is there anyway."""
+    if lanes.truncateds is None or lanes.cut_features is None:
+        return ()
+    inside = torch.zeros_like(lanes.truncateds)
+    inside[which, : length - 1] = True
+    kept = inside[lanes.truncateds]
+    return (lanes.truncateds & inside)[which, :length], lanes.cut_features[kept]
 
 
 def to_arrays(block: Dream) -> dict[str, np.ndarray]:
@@ -241,4 +258,6 @@ def to_arrays(block: Dream) -> dict[str, np.ndarray]:
         Columns.TERMINATEDS: block.terminateds,
         "bootstrap_obs": block.bootstrap_features,
     }
+    if block.truncateds is not None and block.cut_features is not None:
+        columns |= {Columns.TRUNCATEDS: block.truncateds, "cut_obs": block.cut_features}
     return {name: value.cpu().numpy() for name, value in columns.items()}

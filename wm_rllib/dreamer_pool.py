@@ -34,6 +34,7 @@ class DreamOrder:
     rows: list[int]
     horizon: int
     temperature: float
+    max_disagreement: float | None
     burn_in: int
 
 
@@ -45,6 +46,7 @@ class DreamHarvest:
         shard_refs: For each learner the references to its blocks.
         rows: For each learner the rows that came; fewer than ordered only when no dreamer was left in time.
         num_segments: Separate imagined trajectories.
+        num_cuts: Those that were cut because M was unsure.
         seconds: Summed working time of the dreamers.
         dropped_rows: Rows dropped for their age.
     """
@@ -52,6 +54,7 @@ class DreamHarvest:
     shard_refs: list[list[ray.ObjectRef]]
     rows: list[int]
     num_segments: int = 0
+    num_cuts: int = 0
     seconds: float = 0.0
     dropped_rows: int = 0
 
@@ -62,6 +65,7 @@ class DreamHarvest:
                 self.shard_refs[learner].append(ref)
                 self.rows[learner] += part.rows[learner]
         self.num_segments += part.num_segments
+        self.num_cuts += part.num_cuts
         self.seconds += part.seconds
 
 
@@ -179,6 +183,7 @@ class DreamerPool:
                 rows=share,
                 horizon=order.horizon,
                 temperature=order.temperature,
+                max_disagreement=order.max_disagreement,
                 starts_ref=starts_ref,
                 first_start=sum(lanes[:worker]),
                 seed=None if seed is None else stage_seed(seed, 0, "dreamer", worker),

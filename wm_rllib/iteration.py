@@ -16,6 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from wm_rllib.dreamer_pool import DreamHarvest
 from wm_rllib.gate import Gate, Judgement
 from wm_rllib.mixing import realised_ratio
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
@@ -47,6 +48,7 @@ class IterationReport:
         self.losses: dict[str, float | None] = {}
         self.num_env_steps = 0
         self.num_segments = 0
+        self.num_cuts = 0
         self.fit_updates = 0
         self.dropped_rows = 0
         self.updates_skipped = 0
@@ -65,14 +67,16 @@ class IterationReport:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def add_update(self, metrics: MetricsLogger, num_learners: int, num_segments: int) -> None:
+    def add_update(self, metrics: MetricsLogger, num_learners: int, harvest: DreamHarvest | None) -> None:
         """Counts the rows of one merged batch, as the learners counted them (a mean over learners)."""
         counts = (_peek(metrics, DEFAULT_MODULE_ID, f"num_{source}_rows") or 0.0 for source in ("real", "imagined"))
         real, imagined = (round(count * num_learners) for count in counts)
         self.rows["real"] += real
         self.rows["imagined"] += imagined
         self.rounds.append((real, imagined))
-        self.num_segments += num_segments
+        if harvest:
+            self.num_segments += harvest.num_segments
+            self.num_cuts += harvest.num_cuts
 
     def as_dict(self) -> dict[str, Any]:
         """The report, nested as in the result dict; absent values are None."""
@@ -85,6 +89,7 @@ class IterationReport:
                 "configured_ratio": self.configured_ratio,
                 "rows_by_round": [list(counts) for counts in self.rounds],
                 "horizon": imagined / self.num_segments if self.num_segments else None,
+                "cut": self.num_cuts / self.num_segments if self.num_segments else None,
                 "return_gap": self.return_gap,
                 "staleness": self.staleness,
                 "dropped_rows": self.dropped_rows,

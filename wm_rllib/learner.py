@@ -20,7 +20,8 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
-from wm_rllib.advantages import standardise, value_targets
+from wm_rllib.advantages import standardise
+from wm_rllib.dreamed_rows import COLUMNS, Block, RowColumns, dreamed_rows
 from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip, without_validation
 from wm_rllib.judge import judge_world_model
@@ -37,18 +38,6 @@ KL_COEFFS = "kl_coeffs"
 TIMESTEP = "timestep"
 VAE_OPTIMIZER = "vae"
 MDN_RNN_OPTIMIZER = "mdn_rnn"
-COLUMNS = (
-    Columns.OBS,
-    Columns.ACTIONS,
-    Columns.ACTION_LOGP,
-    Columns.ACTION_DIST_INPUTS,
-    Postprocessing.ADVANTAGES,
-    Postprocessing.VALUE_TARGETS,
-)
-"""What the PPO loss reads of a row, real or imagined."""
-
-
-RowColumns = dict[str, Tensor]
 
 
 class WorldModelPPOLearner(PPOTorchLearner):
@@ -256,38 +245,18 @@ class WorldModelPPOLearner(PPOTorchLearner):
         columns[Postprocessing.ADVANTAGES] = standardise(columns[Postprocessing.ADVANTAGES])
         return columns if self._real_rows is None else self._choose(columns, self._real_rows)
 
-    @torch.no_grad()
-    def _imagined_columns(self, shards: list[list[dict[str, np.ndarray]]]) -> dict[str, Tensor]:
-        """All rows of the dreams, flat, with advantages and value targets under the current critic."""
-        blocks = [block for shard in shards for block in shard]
-        columns = {name: self._flat(blocks, name) for name in COLUMNS if name in blocks[0]}
-        bootstrap = torch.as_tensor(np.concatenate([block["bootstrap_obs"] for block in blocks]), device=self._device)
+    def _imagined_columns(self, shards: list[list[Block]]) -> RowColumns:
+        """All rows of the dreams, under the current critic."""
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        values = module.compute_values({Columns.OBS: columns[Columns.OBS]})
-        bootstrap_values = module.compute_values({Columns.OBS: bootstrap})
-        targets, row, lane = [], 0, 0
-        for block in blocks:
-            shape = block[Columns.REWARDS].shape
-            rows = slice(row, row + shape[0] * shape[1])
-            block_targets = value_targets(
-                torch.tensor(block[Columns.REWARDS], device=self._device),
-                values[rows].reshape(shape),
-                bootstrap_values[lane : lane + shape[0]],
-                torch.tensor(block[Columns.TERMINATEDS], device=self._device),
-                gamma=self.config.gamma,
-                lambda_=self.config.lambda_,
-            )
-            targets.append(block_targets.reshape(-1))
-            row, lane = rows.stop, lane + shape[0]
-        columns[Postprocessing.VALUE_TARGETS] = torch.cat(targets)
-        columns[Postprocessing.ADVANTAGES] = standardise(columns[Postprocessing.VALUE_TARGETS] - values)
+        columns = dreamed_rows(
+            [block for shard in shards for block in shard],
+            lambda features: module.compute_values({Columns.OBS: features}),
+            gamma=self.config.gamma,
+            lambda_=self.config.lambda_,
+            device=self._device,
+        )
         self._log_policy_metric("imagined_value_target", columns[Postprocessing.VALUE_TARGETS].mean())
         return columns
-
-    def _flat(self, blocks: list[dict[str, np.ndarray]], name: str) -> Tensor:
-        """One column of all blocks as rows [N, ...]."""
-        flat = np.concatenate([block[name].reshape(-1, *block[name].shape[2:]) for block in blocks])
-        return torch.as_tensor(flat, device=self._device)
 
     def _merge(self, real: RowColumns | None, imagined: RowColumns) -> RowColumns:
         """Both sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""

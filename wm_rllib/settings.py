@@ -112,6 +112,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("log_sigma_range", "log_sigma_range", number_range(), "Limits of log sigma."),
         ("reward_loss_coeff", "reward_loss_coeff", number(0), "Weight of the reward loss."),
         ("termination_loss_coeff", "termination_loss_coeff", number(0), "Weight of the termination loss."),
+        ("ensemble_size", "ensemble_size", whole(0), "Networks whose disagreement says where M is unsure; 0: none."),
         ("nll_coeff", "nll_coeff", number(above=0), "Weight of the latent's negative log-likelihood."),
     ),
     *_section(
@@ -136,6 +137,12 @@ SETTINGS: tuple[Setting, ...] = (
         ),
         ("imagination_horizon", "imagination_horizon", whole(1), "Longest dream, in steps."),
         ("min_imagination_horizon", "min_imagination_horizon", whole(1), "Shortest horizon that auto may choose."),
+        (
+            "max_disagreement",
+            "max_disagreement",
+            number(above=0, optional=True),
+            "Disagreement, of what is usual on real steps, above which dreams are cut; null: never.",
+        ),
         ("num_dream_rounds", "num_dream_rounds", whole(1), "Dream-and-update rounds of an iteration."),
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),

@@ -37,6 +37,8 @@ class MDNRNNConfig:
     nll_coeff: float
     reward_loss_coeff: float
     termination_loss_coeff: float
+    ensemble_size: int
+    """Members of the ensemble that says where M is not to be trusted; 0 for none."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_rllib.models.controller import Controller
+from wm_rllib.models.cutting import Cuts, make_cutter
 from wm_rllib.models.fused import FusedTransition, can_fuse
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.mixture import MixtureNoise, draw_noise, sample_mixture
@@ -32,6 +33,10 @@ class Dream:
 
     features [B, H, F]; actions [B, H, ...]; action_logp, rewards, terminateds [B, H]; action_dist_inputs [B, H, .];
     bootstrap_features [B, F]: what the policy would see after the last step.
+
+    truncateds [B, H]: steps after which a dream was cut because M was unsure of them; the lane goes on from another
+    start state, as after a termination. cut_features [N, F]: what the policy would have seen after each of the N cuts,
+    lane by lane. Both None where dreams are not cut.
     """
 
     features: Tensor
@@ -41,11 +46,19 @@ class Dream:
     rewards: Tensor
     terminateds: Tensor
     bootstrap_features: Tensor
+    truncateds: Tensor | None = None
+    cut_features: Tensor | None = None
+
+    @property
+    def num_cuts(self) -> int:
+        """How many of them were cut because M was unsure."""
+        return 0 if self.cut_features is None else len(self.cut_features)
 
     @property
     def num_segments(self) -> int:
         """How many separate imagined trajectories the lanes hold."""
-        return self.terminateds.shape[0] + int(self.terminateds[:, :-1].sum())
+        ends = self.terminateds if self.truncateds is None else self.terminateds | self.truncateds
+        return ends.shape[0] + int(ends[:, :-1].sum())
 
 
 @dataclass(frozen=True)
@@ -95,14 +108,24 @@ class Transition(Protocol):
     def outcomes(self) -> tuple[Tensor, Tensor]:
         """Rewards and terminateds of all steps so far, [B, H]."""
 
+    def cuts(self) -> Cuts | None:
+        """Where dreams were cut; None if they never are."""
+
 
 class PlainTransition:
     """Steps by M's public methods, for an M that overrides them."""
 
     def __init__(
-        self, world_model: WorldModel, start_z: Tensor, start_state: State, noise: DreamNoise, temperature: float
+        self,
+        world_model: WorldModel,
+        start_z: Tensor,
+        start_state: State,
+        noise: DreamNoise,
+        temperature: float,
+        max_disagreement: float | None,
     ):
         self._mdn_rnn = world_model.mdn_rnn
+        self._cutter = make_cutter(world_model.mdn_rnn, max_disagreement)
         self._start_z, self._start_state = start_z, start_state
         self._noise, self._temperature = noise, temperature
         self.z, self._state = start_z, start_state
@@ -130,7 +153,8 @@ class PlainTransition:
         self._rewards.append(outcome.reward_if(terminated))
         self._terminateds.append(terminated)
         if restarts:
-            died, start = terminated[:, None], self._noise.restart[t]
+            ended = self._cutter.cut(z, action, terminated, next_z, state[0]) if self._cutter else terminated
+            died, start = ended[:, None], self._noise.restart[t]
             next_z = torch.where(died, self._start_z[start], next_z)
             h, c = (torch.where(died, at[start], now) for at, now in zip(self._start_state, state, strict=True))
             state = h, c
@@ -139,6 +163,10 @@ class PlainTransition:
     def outcomes(self) -> tuple[Tensor, Tensor]:
         """See `Transition`."""
         return torch.stack(self._rewards, 1), torch.stack(self._terminateds, 1)
+
+    def cuts(self) -> Cuts | None:
+        """See `Transition`."""
+        return self._cutter.cuts() if self._cutter else None
 
 
 class PlainActor:
@@ -192,6 +220,7 @@ def dream(
     start_state: State,
     horizon: int,
     temperature: float,
+    max_disagreement: float | None = None,
     noise: DreamNoise | None = None,
 ) -> Dream:
     """Imagines `horizon` steps in each of B lanes, from start latents [B, Z] and states [B, D].
@@ -206,6 +235,8 @@ def dream(
         start_state: [B, D] each.
         horizon: H.
         temperature: tau of M's mixture.
+        max_disagreement: A dream is cut after a step on which M's ensemble disagrees by more than this many times what
+            is usual on real steps; None: never.
         noise: What `draw_dream_noise` returned.
     """
     with torch.no_grad():
@@ -213,7 +244,7 @@ def dream(
         # Made outside of inference mode: whoever gets the dream may compute gradients of what is made of it.
         features = start_z.new_empty(len(start_z), horizon, world_model.feature_dim)
         bootstrap = start_z.new_empty(len(start_z), world_model.feature_dim)
-        transition = make_transition(world_model, start_z, start_state, noise, temperature)
+        transition = make_transition(world_model, start_z, start_state, noise, temperature, max_disagreement)
         actor = make_actor(policy, world_model, noise)
         # A user's own code may keep tensors that it meets, and want gradients of them later.
         ours = isinstance(transition, FusedTransition) and isinstance(actor, ControllerActor)
@@ -223,7 +254,9 @@ def dream(
                 actor.act(t, features[:, t], transition.action)
                 transition.advance(t, restarts=t + 1 < horizon)
             _write_features(transition, bootstrap)
-        return Dream(features, *actor.columns(), *transition.outcomes(), bootstrap)
+        cuts = transition.cuts() if horizon > 1 else None  # the last step is a truncation in any case
+        after = () if cuts is None else (cuts.truncateds, cuts.features[:, : world_model.feature_dim])
+        return Dream(features, *actor.columns(), *transition.outcomes(), bootstrap, *after)
 
 
 def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> PlainActor | ControllerActor:
@@ -234,13 +267,25 @@ def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> Pl
 
 
 def make_transition(
-    world_model: WorldModel, start_z: Tensor, start_state: State, noise: DreamNoise, temperature: float
+    world_model: WorldModel,
+    start_z: Tensor,
+    start_state: State,
+    noise: DreamNoise,
+    temperature: float,
+    max_disagreement: float | None,
 ) -> Transition:
     """The fastest way to step this M."""
     if not can_fuse(world_model.mdn_rnn):
-        return PlainTransition(world_model, start_z, start_state, noise, temperature)
+        return PlainTransition(world_model, start_z, start_state, noise, temperature, max_disagreement)
     return FusedTransition(
-        world_model.mdn_rnn, start_z, start_state, noise.mixture, temperature, noise.death_logit, noise.restart
+        world_model.mdn_rnn,
+        start_z,
+        start_state,
+        noise.mixture,
+        temperature,
+        noise.death_logit,
+        noise.restart,
+        make_cutter(world_model.mdn_rnn, max_disagreement),
     )
 
 

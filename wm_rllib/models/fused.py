@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from wm_rllib.models.cutting import Cuts, Cutter
 from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureNoise
 from wm_rllib.models.stack import Stack, affine, flat_layers, is_plain
@@ -162,6 +163,7 @@ class FusedTransition:
         temperature: tau.
         death_logit: [H, B]; a lane ends where M's logit of termination is above it.
         restart: [H, B]; the start state that a lane goes on from then.
+        cutter: Ends dreams of which M is unsure, or None.
     """
 
     def __init__(
@@ -173,6 +175,7 @@ class FusedTransition:
         temperature: float,
         death_logit: Tensor,
         restart: Tensor,
+        cutter: Cutter | None,
     ):
         rows = len(start_z)
         self._mdn_rnn = mdn_rnn
@@ -182,6 +185,7 @@ class FusedTransition:
         self._outcome = Stack(flat_layers(mdn_rnn.outcome_head), rows)
         self._gumbel, self._normal = temperature * noise.gumbel, math.sqrt(temperature) * noise.normal
         self._death_logit = death_logit
+        self._cutter = cutter
         self._source = torch.arange(rows, device=start_z.device)
         self._restart = restart + rows
         self._outcomes: list[Tensor] = []
@@ -211,9 +215,12 @@ class FusedTransition:
         terminated = outcome[:, -1] > self._death_logit[t]
         self._outcomes.append(outcome)
         self._terminateds.append(terminated)
+        ended = terminated
+        if restarts and self._cutter:
+            ended = self._cutter.cut(lanes.z, lanes.action, terminated, lanes.next_z, lanes.h)
         lanes.z.copy_(lanes.next_z)
         if restarts:
-            source = torch.where(terminated, self._restart[t], self._source)
+            source = torch.where(ended, self._restart[t], self._source)
             torch.index_select(lanes.all, 0, source, out=self._spare.live)
             self._lanes, self._spare = self._spare, lanes
 
@@ -221,3 +228,7 @@ class FusedTransition:
         """Rewards and terminateds of all steps so far, [B, H]."""
         outcome, terminateds = torch.stack(self._outcomes, 1), torch.stack(self._terminateds, 1)
         return self._mdn_rnn.decode_outcome(outcome).reward_if(terminateds), terminateds
+
+    def cuts(self) -> Cuts | None:
+        """See `wm_rllib.models.dreaming.Transition`."""
+        return self._cutter.cuts() if self._cutter else None

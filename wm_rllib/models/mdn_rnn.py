@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wm_rllib.models.config import MDNRNNConfig
+from wm_rllib.models.ensemble import Ensemble
 from wm_rllib.models.layers import mlp
 from wm_rllib.models.mixture import MixtureParams, mixture_nll
 
@@ -85,6 +86,7 @@ class MDNRNN(nn.Module):
         # Widths of logits, means and log sigmas in the mixture head's output.
         self.sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
         self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self.sizes))
+        self.ensemble = Ensemble(input_dim, config.latent_dim, config.ensemble_size) if config.ensemble_size else None
         self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 3)
 
     @torch.no_grad()
@@ -155,6 +157,15 @@ class MDNRNN(nn.Module):
         reward = reward * self.reward_scale + self.reward_mean
         return Outcome(reward, termination_logit, last_reward * self.last_reward_scale)
 
+    def disagreement(self, z: Tensor, action: Tensor) -> Tensor:
+        """How unsure M is of what follows z_t [N, Z] and a_t [N, A]: [N], 1 is the most that is usual on real steps.
+
+        0 without an ensemble.
+        """
+        if self.ensemble is None:
+            return z.new_zeros(len(z))
+        return self.ensemble.disagreement(torch.cat([z, action], -1))
+
     def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.
 
@@ -188,6 +199,8 @@ class MDNRNN(nn.Module):
             + self.config.reward_loss_coeff * reward_loss
             + self.config.termination_loss_coeff * termination_loss
         )
+        if self.ensemble is not None:
+            total = total + self.ensemble.loss(torch.cat([now, action], -1), after - now)
         return MDNRNNLosses(total, nll, reward_loss, termination_loss)
 
 
