@@ -40,7 +40,7 @@ def a_job(contender="fake_contenders:LEARNER", seed=0, **changes):
     return Job("suite", "fake_contenders:Say", contender, seed, replace(RULE, **changes))
 
 
-def a_result(means, seed=0, contender="a", status=SOLVED, step=100, confirm=True, **changes):
+def a_result(means, seed=0, contender="a", status=SOLVED, step=100, confirm=True, load=1.0, **changes):
     """A result whose evaluations have these means, one every `step` steps and half as many seconds."""
     job = a_job(contender, seed, **changes)
     curve = [
@@ -54,6 +54,7 @@ def a_result(means, seed=0, contender="a", status=SOLVED, step=100, confirm=True
         "hardware": {"cpu": "a cpu", "usable_cores": 2, "memory_bytes": 2**33, "gpu": None},
         "versions": {"torch": "2", "stable-baselines3": None},
         "num_threads": 1,
+        "load_average": [load, 1.0, 1.0],
     }
     return Result(job, status, tuple(curve), {"lr": 0.1}, 1.5, {"resident": 5}, origin)
 
@@ -408,6 +409,20 @@ class TestReport:
         ]
         assert "a cpu, 2 cores, 8 GiB, no GPU, 1 thread a run, commit 0123456789, torch 2, by:" in text
         assert "| `fast` |" in capsys.readouterr().out
+
+    def test_says_that_the_machine_was_busy(self, folder):
+        assert self.report(folder) == 0
+        assert "busy" not in (folder / "README.md").read_text()
+        Store(folder / "results").write(a_result([30.0], 9, "fast", load=20.4))
+        assert self.report(folder) == 0
+        assert "**1 of 5 runs started on a busy machine** (load average up to 20)" in (folder / "README.md").read_text()
+
+    def test_incomplete_runs_are_named_and_not_counted(self, folder):
+        Store(folder / "results").write(a_result([99.0], 9, "fast", FAILED))
+        assert self.report(folder) == 0
+        text = (folder / "README.md").read_text()
+        assert "Left out, since incomplete: fake_contenders:Say  fast  seed 9 (failed)." in text
+        assert "| `fast` | 200, 300, >200 |" in text
 
     def test_same_results_same_bytes(self, folder):
         assert self.report(folder) == 0

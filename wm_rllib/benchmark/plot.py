@@ -52,7 +52,9 @@ def _draw_environment(axis: Any, env_id: str, groups: Sequence[Group], order: Se
         grid, returns = common_grid(curves)
         number = order.index(group.contender)
         look = {"color": f"C{number % 10}", "linestyle": _STYLES[number // 10 % len(_STYLES)]}
-        axis.plot(grid, np.median(returns, axis=0), label=group.contender, linewidth=1.5, **look)
+        median = np.median(returns, axis=0)
+        axis.plot(grid, median, label=group.contender, linewidth=1.5, **look)
+        axis.plot(grid[-1], median[-1], marker="o", markersize=4, color=look["color"])  # the longest run has ended
         low, high = np.percentile(returns, (25, 75), axis=0)
         axis.fill_between(grid, low, high, color=look["color"], alpha=0.15, linewidth=0)
     threshold = groups[0].results[0].job.measure.threshold

@@ -13,6 +13,9 @@ import psutil
 
 PACKAGES = ("ray", "torch", "gymnasium", "numpy", "stable-baselines3")
 
+CODE = (":(top)wm_rllib", ":(top)tune_configs")
+"""What makes a difference when it differs from the commit; results and reports do not."""
+
 
 def provenance(command: str, num_threads: int) -> dict[str, Any]:
     """Return what a result says of its making.
@@ -22,7 +25,7 @@ def provenance(command: str, num_threads: int) -> dict[str, Any]:
         num_threads: Threads of torch.
     """
     commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    changed = _git("status", "--porcelain", "--", *CODE)
     return {
         "command": command,
         "git_commit": commit,

@@ -26,12 +26,18 @@ def make_report(results: list[Result], plot_link: str) -> str:
     """Return the report as Markdown.
 
     Args:
-        results: At least one.
+        results: At least one that is complete; the others are named, and count for nothing.
         plot_link: Where the plot is, seen from the text.
     """
-    environments = group_results(results)
+    complete = [result for result in results if result.is_complete]
+    environments = group_results(complete)
     tables = "\n".join(environment_table(groups) for groups in environments.values())
-    return f"{_HOW_TO_READ}\n![learning curves]({plot_link})\n\n{tables}\n{origin(results)}"
+    return f"{_HOW_TO_READ}\n![learning curves]({plot_link})\n\n{tables}\n{_left_out(results)}{origin(complete)}"
+
+
+def _left_out(results: list[Result]) -> str:
+    names = [f"{result.job} ({result.status})" for result in results if not result.is_complete]
+    return f"Left out, since incomplete: {'; '.join(names)}.\n\n" if names else ""
 
 
 def write_report(store: Store, suite: str, *, readme: Path, plot: Path) -> str:
@@ -41,8 +47,13 @@ def write_report(store: Store, suite: str, *, readme: Path, plot: Path) -> str:
         CommandError: If there are no results, no markers or no matplotlib.
     """
     results = store.read_suite(suite)
+    complete = [result for result in results if result.is_complete]
+    if not complete:
+        raise CommandError(
+            f"suite {suite!r} has no complete result yet. Fix: `benchmark run` measures what is missing."
+        )
     before, after = _around_markers(readme)
-    image = draw(group_results(results))
+    image = draw(group_results(complete))
     link = Path(os.path.relpath(plot, readme.parent)).as_posix()
     report = make_report(results, link)
     plot.parent.mkdir(parents=True, exist_ok=True)

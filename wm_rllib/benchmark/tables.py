@@ -86,6 +86,7 @@ def origin(results: Sequence[Result]) -> str:
     commands = {str(result.provenance["command"]) for result in results if result.provenance}
     versions = sorted({_versions(result) for result in results if result.provenance})
     lines = [
+        *_busy(results),
         f"Measured on {'; '.join(sorted(machines))}, commit {', '.join(sorted(commits))}, {'; '.join(versions)}, by:",
         "",
         "```",
@@ -103,6 +104,22 @@ def _machine(result: Result) -> str:
         f"{hardware['cpu']}, {hardware['usable_cores']} cores, {hardware['memory_bytes'] / 2**30:.0f} GiB, {gpu}, "
         f"{threads} thread{'s' if threads != 1 else ''} a run"
     )
+
+
+def _busy(results: Sequence[Result]) -> list[str]:
+    """A warning where the machine had more to do than the runs themselves: seconds mean little then."""
+    busy = [
+        result.provenance["load_average"][0]
+        for result in results
+        if result.provenance and result.provenance["load_average"][0] > result.provenance["hardware"]["usable_cores"]
+    ]
+    if not busy:
+        return []
+    return [
+        f"**{len(busy)} of {len(results)} runs started on a busy machine** (load average up to {max(busy):.0f}): their "
+        "seconds and time limits are not comparable.",
+        "",
+    ]
 
 
 def _commit(result: Result) -> str:

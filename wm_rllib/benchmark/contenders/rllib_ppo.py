@@ -67,20 +67,11 @@ class RLlibPPOTrainer:
 def make_config(job: Job, zoo: ZooSettings) -> Any:
     """Return RLlib's config of the zoo's settings."""
     from ray.rllib.algorithms.ppo import PPOConfig
-    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
     from wm_rllib.cli.plan import register_env
 
     register_env(job.env_id)
-    _, action_space = env_spaces(job.env_id, job.env_config)
     rate = zoo.learning_rate
-    # Stable-Baselines3's networks: two tanh layers for policy and value each, a log std that does not see the state.
-    networks = DefaultModelConfig(
-        fcnet_hiddens=[64, 64],
-        fcnet_activation="tanh",
-        vf_share_layers=False,
-        free_log_std=isinstance(action_space, gym.spaces.Box),
-    )
     return (
         PPOConfig()
         .environment(job.env_id, env_config=dict(job.env_config))
@@ -106,8 +97,21 @@ def make_config(job: Job, zoo: ZooSettings) -> Any:
             grad_clip=MAX_GRAD_NORM,
             grad_clip_by="global_norm",
         )
-        .rl_module(model_config=networks)
+        .rl_module(model_config=_networks(job))
         .debugging(seed=job.seed, log_level="ERROR")
+    )
+
+
+def _networks(job: Job) -> Any:
+    """Stable-Baselines3's: two tanh layers for policy and value each, a log std that does not see the state."""
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    _, action_space = env_spaces(job.env_id, job.env_config)
+    return DefaultModelConfig(
+        fcnet_hiddens=[64, 64],
+        fcnet_activation="tanh",
+        vf_share_layers=False,
+        free_log_std=isinstance(action_space, gym.spaces.Box),
     )
 
 
