@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_rllib.models.config import VAEConfig
-from wm_rllib.models.layers import mlp
+from wm_rllib.models.layers import SkipMLP
 
 LOG_VARIANCE_RANGE = (-10.0, 4.0)
 """Keeps exp(log_variance) finite in float32 whatever the encoder puts out."""
@@ -63,14 +63,26 @@ class VariationalAutoencoder(nn.Module):
         self.decoder = self.make_decoder()
 
     def make_encoder(self) -> nn.Module:
-        """A network from normalised observations [N, *O] to mean and log variance, [N, 2 Z]."""
-        flat = math.prod(self.config.observation_shape)
-        return nn.Sequential(nn.Flatten(), mlp(flat, self.config.hidden_dims, 2 * self.config.latent_dim))
+        """A network from normalised observations [N, *O] to mean and log variance, [N, 2 Z].
+
+        Its mean starts as the observation itself, plus what an MLP adds: vectors need little compression, and what V
+        loses nobody downstream gets back.
+        """
+        config = self.config
+        matrix = _first_linear_map(math.prod(config.observation_shape), config.latent_dim)
+        network = SkipMLP(matrix, config.hidden_dims, 2 * config.latent_dim)
+        used = slice(config.latent_dim, config.latent_dim + min(matrix.shape))
+        with torch.no_grad():
+            # The best variance behind a linear decoder of unit variance (Lucas et al. 2019), not 1: it would take
+            # hundreds of steps to fall that far, and meanwhile V would blur what it has.
+            network.bias[used] += math.log(max(config.beta, math.exp(LOG_VARIANCE_RANGE[0])))
+        return nn.Sequential(nn.Flatten(), network)
 
     def make_decoder(self) -> nn.Module:
-        """A network from latents [N, Z] to normalised observations [N, *O]."""
+        """A network from latents [N, Z] to normalised observations [N, *O]; it starts as the encoder's inverse."""
         shape = self.config.observation_shape
-        network = mlp(self.config.latent_dim, tuple(reversed(self.config.hidden_dims)), math.prod(shape))
+        matrix = _first_linear_map(math.prod(shape), self.config.latent_dim).t()
+        network = SkipMLP(matrix, tuple(reversed(self.config.hidden_dims)), math.prod(shape))
         return nn.Sequential(network, nn.Unflatten(-1, shape))
 
     def set_normalisation(self, mean: Tensor, scale: Tensor) -> None:
@@ -119,3 +131,8 @@ class VariationalAutoencoder(nn.Module):
     def normalise(self, observations: Tensor) -> Tensor:
         """Observations as the encoder takes them: float32, (o - mean) / scale."""
         return (observations.float() - self.obs_mean) / self.obs_scale
+
+
+def _first_linear_map(observation_dim: int, latent_dim: int) -> Tensor:
+    """[Z, O] of which the transpose is the inverse, as far as Z allows."""
+    return torch.eye(latent_dim, observation_dim)
