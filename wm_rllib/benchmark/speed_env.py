@@ -3,8 +3,8 @@
     python -m wm_rllib.benchmark.speed_env --json benchmarks/results/speed/env.json
 
 CartPole-v1, 8 envs per env runner, one set of PPO settings for all. The contenders take turns, so that other load on
-the machine meets all of them, and a ratio is taken within a turn. Two clocks are kept: wall time and, where no env runner
-is remote, this process's CPU time, which does not see what else the machine is doing.
+the machine meets all of them, and a ratio is taken within a turn. Two clocks are kept: wall time and, where no env
+runner is remote, this process's CPU time, which does not see what else the machine is doing.
 """
 
 from __future__ import annotations
