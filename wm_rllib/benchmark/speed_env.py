@@ -3,8 +3,8 @@
     python -m wm_rllib.benchmark.speed_env --json benchmarks/results/speed/env.json
 
 CartPole-v1, 8 envs per env runner, one set of PPO settings for all. The contenders take turns, so that other load on
-the machine meets all of them, and a ratio is taken within a turn. Two clocks are kept: wall time, and this process's
-CPU time, which says nothing about remote env runners but does not see what else the machine is doing.
+the machine meets all of them, and a ratio is taken within a turn. Two clocks are kept: wall time and, where no env
+runner is remote, this process's CPU time, which does not see what else the machine is doing.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def run(
             if name == FITTED and turn >= fit_turns:
                 continue
             measured: dict[str, Any] = {"training": time_training(algorithm, 1 if name == FITTED else iterations)}
-            if not num_env_runners:
+            if num_env_runners:
+                del measured["training"][CPU]  # the sampling is not in this process
+            else:
                 measured["sampling"] = time_sampling(algorithm, TRAIN_BATCH)
             raw[name].append(measured)
             report(f"turn {turn}: {name} {_line(measured)}")
@@ -170,6 +172,7 @@ def _rates(measured: dict[str, Any]) -> dict[str, float]:
         f"{what}/{clock}": numbers["env_steps"] / numbers[clock]
         for what, numbers in measured.items()
         for clock in (WALL, CPU)
+        if clock in numbers
     }
 
 
@@ -195,7 +198,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     for name, rates in result["env_steps_per_s"].items():
         lines.append(f"median env steps/s, {name}: " + ", ".join(f"{key} {rate:.0f}" for key, rate in rates.items()))
     for pair, values in result["ratios"].items():
-        lines.append(f"ratio {pair}: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        lines.append(f"ratio {pair}: " + ", ".join(f"{key} {value:.3g}" for key, value in values.items()))
     return lines
 
 
