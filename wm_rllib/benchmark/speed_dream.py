@@ -4,8 +4,8 @@
 
 What is measured takes turns, so that other load on the machine meets all of it. A turn's figure is the median of its
 calls; fractions and ratios are taken within turns, then their medians; every raw number is kept. The matrix product is
-float32 2048 x 2048 by 2048 x 2048, as torch.mm does it and as oneDNN does: on AMD's processors torch.mm, which is MKL's,
-does not use AVX-512, and dreams use oneDNN, so that only the second one says how near they come to the hardware.
+float32 2048 x 2048 by 2048 x 2048, as torch.mm does it (by MKL) and as oneDNN does. Dreams use oneDNN: where it is the
+faster one, only the fraction of its rate says how near they come to the hardware.
 """
 
 from __future__ import annotations
