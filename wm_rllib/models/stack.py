@@ -17,8 +17,8 @@ class Stack:
     """A network's layers, applied to [B, in] under no gradient; the result [B, out] may lie in a buffer that is reused.
 
     It computes what ``nn.Sequential(*layers)`` does, up to rounding. tanh is computed as 2 sigmoid(2 x) - 1, both
-    factors folded into the linear layers around it: on CPUs torch's sigmoid is vectorised, while its tanh is MKL's,
-    which was ten times slower on an AMD EPYC. Layers that are not known here, or carry hooks, are called as they are.
+    factors folded into the linear layers around it: on an AMD EPYC torch's tanh took ten times as long as its sigmoid.
+    Layers that are not known here, or carry hooks, are called as they are.
 
     Weights are copied: build a new one when they have changed.
 
@@ -56,8 +56,8 @@ class Stack:
 def affine(weight: Tensor, bias: Tensor, rows: int) -> Operation:
     """The map from x [B, in] to x weight^T + bias [B, out], which may lie in a buffer that is reused.
 
-    torch multiplies float32 matrices on CPUs by MKL, which uses AVX-512 on Intel's processors only: on an AMD EPYC,
-    oneDNN, which torch.compile would call as here, multiplies 2.2 times as fast.
+    torch multiplies float32 matrices on x86 CPUs by MKL. On an AMD EPYC with AVX-512, oneDNN, called as torch.compile
+    calls it, was 2.2 times as fast (docs/performance.md).
 
     Args:
         weight: [out, in].
