@@ -53,7 +53,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.vae_class: str | type | None = None
         self.latent_dim = 8
         self.vae_hidden_dims = [64, 64]
-        self.beta = 1e-3
+        self.beta = 1e-4
         self.vae_lr = 1e-3
         self.vae_online_lr_fraction = 0.3
         self.mdn_rnn_class: str | type | None = None

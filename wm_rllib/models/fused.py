@@ -127,6 +127,7 @@ class MixtureHead:
         self._shape = (rows, components, order.shape[1])
         self._offsets = components * torch.arange(rows, device=device)
         self._width = width
+        self._change_scale = mdn_rnn.change_scale
 
     def sample(self, inputs: Tensor, gumbel: Tensor, normal: Tensor, z: Tensor, out: Tensor) -> None:
         """Writes a draw [B, Z].
@@ -148,6 +149,7 @@ class MixtureHead:
             chosen = (logits + gumbel).argmax(1, keepdim=True)
             mean, log_sigma = means.gather(1, chosen).squeeze(1), log_sigmas.gather(1, chosen).squeeze(1)
         torch.addcmul(mean, log_sigma.clamp_(*self._config.log_sigma_range).exp_(), normal, out=out)
+        out.mul_(self._change_scale)
         if self._config.residual:
             out.add_(z)
 

@@ -55,6 +55,10 @@ class MDNRNNLosses:
     termination: Tensor
 
 
+SMALLEST_CHANGE = 1e-3
+"""Of a latent from one step to the next, that is worth predicting."""
+
+
 class MDNRNN(nn.Module):
     """Predicts z_{t+1} from (z_t, a_t) and the past; r_t and done_t from the transition (z_t, a_t, z_{t+1}).
 
@@ -73,6 +77,8 @@ class MDNRNN(nn.Module):
     reward_mean: Tensor
     reward_scale: Tensor
     last_reward_scale: Tensor
+    change_scale: Tensor
+    has_change_scale: Tensor
 
     def __init__(self, config: MDNRNNConfig):
         super().__init__()
@@ -80,6 +86,8 @@ class MDNRNN(nn.Module):
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_scale", torch.ones(()))
         self.register_buffer("last_reward_scale", torch.ones(()))
+        self.register_buffer("change_scale", torch.ones(config.latent_dim))
+        self.register_buffer("has_change_scale", torch.zeros((), dtype=torch.bool))
         input_dim = config.latent_dim + config.action_dim
         self.lstm = nn.LSTM(input_dim, config.hidden_dim, batch_first=True)
         mixture_logits = config.num_mixtures * (1 if config.mixture == "joint" else config.latent_dim)
@@ -138,14 +146,15 @@ class MDNRNN(nn.Module):
         """The mixture that the mixture head's output [..., sum(sizes)] stands for."""
         logits, mean, log_sigma = torch.split(out, self.sizes, -1)
         shape = (*out.shape[:-1], self.config.num_mixtures, self.config.latent_dim)
-        mean = mean.reshape(shape)
+        mean = mean.reshape(shape) * self.change_scale
         if self.config.residual:
             mean = mean + z.unsqueeze(-2)
+        log_sigma = log_sigma.reshape(shape).clamp(*self.config.log_sigma_range)
         if self.config.mixture == "per_dimension":
             log_pi = torch.log_softmax(logits.reshape(shape), dim=-2)
         else:
             log_pi = torch.log_softmax(logits, dim=-1)
-        return MixtureParams(log_pi, mean, log_sigma.reshape(shape).clamp(*self.config.log_sigma_range))
+        return MixtureParams(log_pi, mean, log_sigma + self.change_scale.log())
 
     def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
         """r_t and done_t of the transition from z_t [..., Z] by a_t [..., A] to z_{t+1} [..., Z]."""
@@ -187,6 +196,11 @@ class MDNRNN(nn.Module):
         hidden, now, after, action, reward, terminated = (
             x.flatten(0, 1)[rows] for x in (hidden, z[:, :-1], z[:, 1:], action, reward, terminated)
         )
+        if self.training and self.config.residual and not self.has_change_scale and len(now) > 1:
+            # Once, on the first batch: one step changes a latent by a few hundredths, and a head whose units are whole
+            # latents starts with errors larger than what it has to predict.
+            self.change_scale.copy_((after - now).std(0).clamp(min=SMALLEST_CHANGE))
+            self.has_change_scale.fill_(True)
         outcome = self.outcome(now, action, after)
         nll = _mean(mixture_nll(self.predict(hidden, now, action), after))
         units = torch.where(terminated, self.last_reward_scale, self.reward_scale)
