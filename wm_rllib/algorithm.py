@@ -50,6 +50,9 @@ COMPONENT_REPLAY = "replay"
 TRAINING_STATE = "training_state"
 NUM_WINDOWS = 128
 """Windows of fresh experience that a judgement of M rests on."""
+LAST_ROUND_LR = 0.3
+"""C's learning rate in an iteration's last dream round, as a fraction of that in its first: what acts next in the real
+environment, and is evaluated, should be a settled policy."""
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
 
@@ -263,6 +266,7 @@ class WorldModelPPO(PPO):
                 ratio=ratio if sum(imagined) else None,
                 real_rows=keep,
                 rows=list(zip(real_rows, imagined, strict=True)),
+                lr_scale=1.0 - (1.0 - LAST_ROUND_LR) * round_index / max(1, self.config.num_dream_rounds - 1),
                 timesteps=self._timesteps(),
                 seed=self._seed(f"update/{round_index}"),
             )

@@ -110,7 +110,7 @@ class WorldModelPPOConfig(PPOConfig):
             train_batch_size_per_learner=125,
             minibatch_size=512,
             num_epochs=4,
-            lr=6e-4,
+            lr=1e-3,
             gamma=0.99,
             lambda_=0.95,
             clip_param=0.2,

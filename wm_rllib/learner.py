@@ -56,7 +56,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._num_steps = 1
         self._steps_done = 0
         self._timestep = 0
-        self._vae_lr_scale = 1.0
+        self._vae_lr_scale = self._policy_lr_scale = 1.0
         super().build()
 
     # --- updates -----------------------------------------------------------------------------------------------------
@@ -70,6 +70,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         real_rows: list[int] | None = None,
         stage_seed: int | None = None,
         vae_lr_scale: float = 1.0,
+        policy_lr_scale: float = 1.0,
         **kwargs: Any,
     ) -> Any:
         """One PPO update, or one fit of the world model.
@@ -83,10 +84,11 @@ class WorldModelPPOLearner(PPOTorchLearner):
             real_rows: For each learner how many of its real rows to use; None: all.
             stage_seed: Seeds this process's generators first.
             vae_lr_scale: In a fit, factor of V's learning rate.
+            policy_lr_scale: In a merged update, factor of C's learning rate.
             **kwargs: See RLlib's `Learner.update`.
         """
         seed_process(stage_seed)
-        self._vae_lr_scale = vae_lr_scale
+        self._vae_lr_scale, self._policy_lr_scale = vae_lr_scale, policy_lr_scale
         self._ratio = ratio
         self._expected_rows = expected_rows[self._learner_index] if expected_rows else (0, 0)
         self._steps_done = 0
@@ -183,6 +185,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 self._anneal(name, optimizer)
                 max_norm = self.config.world_model_grad_clip
             else:
+                base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
+                self._set_optimizer_lr(optimizer, lr=base * self._policy_lr_scale)
                 self._clip_policy_gradients(optimizer)
                 max_norm = None
             if clip_or_skip(params, max_norm):

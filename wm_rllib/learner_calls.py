@@ -90,6 +90,7 @@ def update_policy(
     ratio: float | None,
     real_rows: list[int] | None,
     rows: list[tuple[int, int]],
+    lr_scale: float,
     timesteps: dict[str, int],
     seed: int | None,
 ) -> list[Any]:
@@ -102,6 +103,7 @@ def update_policy(
         ratio: The imagined fraction, which the learners keep if rows are lost on the way; None for RLlib's own update.
         real_rows: For each learner the real rows to keep; None keeps all.
         rows: For each learner the real and the imagined rows of its merged batch.
+        lr_scale: Factor of C's learning rate.
         timesteps: For RLlib's schedules.
         seed: Seed of this stage, or None.
     """
@@ -118,6 +120,7 @@ def update_policy(
         ratio=ratio,
         expected_rows=rows,
         real_rows=real_rows,
+        policy_lr_scale=lr_scale,
         timesteps=timesteps,
         num_epochs=config.num_epochs,
         minibatch_size=minibatch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,41 @@ def moved_units(mean: Tensor, scale: Tensor, target_mean: Tensor, target_std: Te
     return new_mean, new_scale
 
 
+FIRST_POLICY_GAIN = 0.01
+"""Of the policy's last layer: the first policy is as good as uniform (Andrychowicz et al. 2021, What matters)."""
+HIDDEN_STATE_START = 0.1
+"""Size of the first weights on h, of the usual: h is wider than z, and another one after each fit of M."""
+
+
+def initialise_hidden(network: nn.Module, latent_dim: int) -> None:
+    """Starts a network on [z, h] so that its hidden units see z, at a size that their nonlinearity can use.
+
+    RLlib's default divides by the width of all inputs: next to 64 of h, latents move a hidden unit by a tenth, the
+    network is linear, and it takes thousands of gradient steps until it is not.
+
+    Args:
+        network: With at least one linear layer, on inputs [., Z + D] or [., Z].
+        latent_dim: Z.
+    """
+    first, *rest = _linear_layers(network)
+    with torch.no_grad():
+        first.weight[:, :latent_dim].normal_(0.0, math.sqrt(2.0 / latent_dim))
+        first.weight[:, latent_dim:] *= HIDDEN_STATE_START
+        first.bias.zero_()
+    for layer in rest:
+        orthogonal(layer, math.sqrt(2.0))
+
+
+def orthogonal(layer: nn.Linear, gain: float) -> None:
+    """Orthogonal weights and no bias, as PPO is usually started (Engstrom et al. 2020)."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+
+
+def _linear_layers(network: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+
+
 class WorldModelPPOModule(DefaultPPOTorchRLModule):
     """RLlib's default PPO module whose critic predicts (V - value_mean) / value_scale.
 
@@ -37,11 +73,13 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
     def setup(self) -> None:
         """Builds RLlib's networks and the units."""
         super().setup()
-        for network in (self.encoder.actor_encoder, getattr(self.encoder, "critic_encoder", None)):
-            if network is not None:
-                first = next(layer for layer in network.modules() if isinstance(layer, nn.Linear))
-                with torch.no_grad():
-                    first.weight[:, self.model_config["latent_dim"] :] *= 0.1
+        encoder = self.encoder
+        for network in (getattr(encoder, name, None) for name in ("encoder", "actor_encoder", "critic_encoder")):
+            if isinstance(network, nn.Module):
+                initialise_hidden(network, self.model_config["latent_dim"])
+        for head, gain in ((self.pi, FIRST_POLICY_GAIN), (getattr(self, "vf", None), 1.0)):
+            if head is not None:
+                orthogonal(_linear_layers(head)[-1], gain)
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
 
@@ -59,7 +97,7 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
             mean: Scalar, in the environment's units.
             scale: Scalar above 0.
         """
-        last = [layer for layer in self.vf.modules() if isinstance(layer, nn.Linear)][-1]
+        last = _linear_layers(self.vf)[-1]
         last.weight.mul_(self.value_scale / scale)
         last.bias.mul_(self.value_scale / scale).add_((self.value_mean - mean) / scale)
         self.value_mean.copy_(mean)

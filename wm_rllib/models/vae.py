@@ -40,6 +40,10 @@ class VAELosses:
     kl_divergence: Tensor
 
 
+GAIN = 2.0
+"""Normalised observations have a standard deviation of a half, and latents should have one of 1."""
+
+
 class VariationalAutoencoder(nn.Module):
     """Compresses observations [..., *O] into latents [..., Z].
 
@@ -69,19 +73,19 @@ class VariationalAutoencoder(nn.Module):
         loses nobody downstream gets back.
         """
         config = self.config
-        matrix = _first_linear_map(math.prod(config.observation_shape), config.latent_dim)
+        matrix = GAIN * torch.eye(config.latent_dim, math.prod(config.observation_shape))
         network = SkipMLP(matrix, config.hidden_dims, 2 * config.latent_dim)
         used = slice(config.latent_dim, config.latent_dim + min(matrix.shape))
         with torch.no_grad():
             # The best variance behind a linear decoder of unit variance (Lucas et al. 2019), not 1: it would take
             # hundreds of steps to fall that far, and meanwhile V would blur what it has.
-            network.bias[used] += math.log(max(config.beta, math.exp(LOG_VARIANCE_RANGE[0])))
+            network.bias[used] += math.log(max(GAIN**2 * config.beta, math.exp(LOG_VARIANCE_RANGE[0])))
         return nn.Sequential(nn.Flatten(), network)
 
     def make_decoder(self) -> nn.Module:
         """A network from latents [N, Z] to normalised observations [N, *O]; it starts as the encoder's inverse."""
         shape = self.config.observation_shape
-        matrix = _first_linear_map(math.prod(shape), self.config.latent_dim).t()
+        matrix = torch.eye(math.prod(shape), self.config.latent_dim) / GAIN
         network = SkipMLP(matrix, tuple(reversed(self.config.hidden_dims)), math.prod(shape))
         return nn.Sequential(network, nn.Unflatten(-1, shape))
 
@@ -131,8 +135,3 @@ class VariationalAutoencoder(nn.Module):
     def normalise(self, observations: Tensor) -> Tensor:
         """Observations as the encoder takes them: float32, (o - mean) / scale."""
         return (observations.float() - self.obs_mean) / self.obs_scale
-
-
-def _first_linear_map(observation_dim: int, latent_dim: int) -> Tensor:
-    """[Z, O] of which the transpose is the inverse, as far as Z allows."""
-    return torch.eye(latent_dim, observation_dim)
