@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         "run": _run,
         "report": _report,
         "list": _list,
+        "speed": _speed,
         "worker": _worker,
     }
     return commands[args.benchmark_command](args)
@@ -94,6 +95,19 @@ def _list(args: argparse.Namespace) -> int:
         print(f"{contender.name:<{width}}  {contender.description}")
     print("\nA wm contender takes settings: wm@world_model.training.imagination_ratio=0.8,ppo.gamma=0.97")
     print("One of your own is its import path: package.module:CONTENDER (wm_rllib.benchmark.trainer.Contender)")
+    return 0
+
+
+def _speed(args: argparse.Namespace) -> int:
+    turns = str(_whole(args.turns, "--turns", 1))
+    to_file = ["--json", args.json] if args.json else []
+    if args.what == "dream":
+        from wm_rllib.benchmark import speed_dream
+
+        return speed_dream.main(["--repeats", turns, *to_file])
+    from wm_rllib.benchmark import speed_env
+
+    speed_env.main(["--turns", turns, *to_file])
     return 0
 
 

@@ -16,11 +16,12 @@ def add_benchmark(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `benchmark` to the commands; `worker`, which `run` starts, is not listed."""
     parser = commands.add_parser("benchmark", help="measure contenders and ablations, and report", allow_abbrev=False)
     own = parser.add_subparsers(
-        dest="benchmark_command", required=True, metavar="run|report|list", parser_class=type(parser)
+        dest="benchmark_command", required=True, metavar="run|report|list|speed", parser_class=type(parser)
     )
     _add_run(own.add_parser("run", help="measure; complete results are kept", allow_abbrev=False))
     _add_report(own.add_parser("report", help="write table and plot from the results", allow_abbrev=False))
     _add_common(own.add_parser("list", help="list the contenders", allow_abbrev=False))
+    _add_speed(own.add_parser("speed", help="steps per second against peers in the same run", allow_abbrev=False))
     worker = own.add_parser("worker", allow_abbrev=False)
     worker.add_argument("request", metavar="JSON")
     _add_common(worker)
@@ -48,6 +49,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--jobs", metavar="N", default="1", help="runs at a time (1)")
     add("--force", action="store_true", help="measure again what is complete")
     _add_common(parser)
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["dream", "env"], help="the dreamers' loop, or real env steps")
+    parser.add_argument("--turns", metavar="N", default="7", help="turns to measure (7)")
+    parser.add_argument("--json", metavar="FILE", help="file for every raw number")
+    parser.add_argument("--verbose", action="store_true", help="show what Ray and RLlib print")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

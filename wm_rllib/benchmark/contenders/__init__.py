@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wm_rllib.benchmark.contenders.dreamerv3 import DREAMERV3
+from wm_rllib.benchmark.contenders.random_policy import RANDOM
 from wm_rllib.benchmark.contenders.rllib_ppo import RLLIB_PPO
 from wm_rllib.benchmark.contenders.sb3_ppo import SB3_PPO
 from wm_rllib.benchmark.contenders.world_model import WORLD_MODEL_CONTENDERS
@@ -17,7 +18,7 @@ from wm_rllib.settings import SettingError, check_value, find_setting
 from wm_rllib.yaml_files import parse_yaml
 
 CONTENDERS: dict[str, Contender] = {
-    contender.name: contender for contender in (*WORLD_MODEL_CONTENDERS, RLLIB_PPO, DREAMERV3, SB3_PPO)
+    contender.name: contender for contender in (*WORLD_MODEL_CONTENDERS, RLLIB_PPO, DREAMERV3, SB3_PPO, RANDOM)
 }
 
 _NEXT_SETTING = re.compile(r",(?=\s*[A-Za-z_][\w.]*=)")  # lists have commas too

@@ -122,6 +122,7 @@ WORLD_MODEL_CONTENDERS = (
         _check_tuned,
         takes_settings=True,
     ),
+    _ablation("wm-auto", "the gate chooses ratio and horizon", {_RATIO: "auto"}),
     _ablation("wm-no-imagination", "V and M trained, C learns from real steps alone (ratio 0)", {_RATIO: 0.0}),
     _ablation("wm-untrained-m", "M keeps its initial weights, and is dreamed in", {_FROZEN: True}),
     _ablation(
