@@ -105,9 +105,9 @@ class WorldModelPPOConfig(PPOConfig):
         self.checkpoint_frequency = 10
         self.evaluation_interval_steps: int | None = None
         self.policy_hidden_dims = [64, 64]
-        self.env_runners(env_runner_cls=WorldModelEnvRunner, num_env_runners=0, num_envs_per_env_runner=1)
+        self.env_runners(env_runner_cls=WorldModelEnvRunner, num_env_runners=0, num_envs_per_env_runner=4)
         self.training(
-            train_batch_size_per_learner=125,
+            train_batch_size_per_learner=128,
             minibatch_size=512,
             num_epochs=4,
             lr=1e-3,
