@@ -18,6 +18,10 @@ from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay import MASK, Arrays
 
 
+GAP_HORIZON = 15
+"""Steps over which dreamed and real returns are compared: an iteration brings few longer stretches of one episode."""
+
+
 def judge_world_model(
     world_model: WorldModel, module: Any, arrays: Arrays, *, burn_in: int, gamma: float, temperature: float
 ) -> Judgement:
@@ -39,11 +43,12 @@ def judge_world_model(
     def values(features: Tensor) -> Tensor:
         return module.compute_values({Columns.OBS: features})
 
+    near = windows.first(GAP_HORIZON)
     with torch.no_grad():
-        real = real_returns(world_model, windows, values, gamma)
-        z, state = windows.start(world_model)
+        real = real_returns(world_model, near, values, gamma)
+        z, state = near.start(world_model)
         dreamed = dreamed_returns(
-            dream(world_model, make_policy(module), z, state, windows.horizon, temperature), values, gamma
+            dream(world_model, make_policy(module), z, state, near.horizon, temperature), values, gamma
         )
     return Judgement(
         skill=_plain(torch.minimum(skill.observation, skill.reward)),

@@ -37,6 +37,12 @@ class Windows:
         """H."""
         return self.mask.shape[1] - self.burn_in
 
+    def first(self, horizon: int) -> Windows:
+        """The same windows, no longer than this after their burn-in."""
+        stop = self.burn_in + horizon
+        columns = (self.actions, self.rewards, self.terminateds, self.mask)
+        return Windows(self.burn_in, self.observations[:, : stop + 1], *(column[:, :stop] for column in columns))
+
     def start(self, world_model: WorldModel) -> tuple[Tensor, State]:
         """Z [N, Z] and the state at step L, from the burn-in."""
         length = self.burn_in
