@@ -73,7 +73,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.fit_final_lr_fraction = 0.1
         self.sequence_length = 32
         self.sequence_batch_size = 32
-        self.updates_per_step = 2.0
+        self.updates_per_step = 1.0
         self.pretrain_epochs = 300
         self.random_collection_steps = 300
         self.replay_capacity = 100_000

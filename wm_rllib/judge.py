@@ -17,7 +17,6 @@ from wm_rllib.models.judging import Windows, dreamed_returns, open_loop_skill, r
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay import MASK, Arrays
 
-
 GAP_HORIZON = 15
 """Steps over which dreamed and real returns are compared: an iteration brings few longer stretches of one episode."""
 
