@@ -284,9 +284,16 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 mean = torch.stack([losses[name] for losses in self._fit_losses]).mean()
                 self.metrics.log_value((WORLD_MODEL_MODULE_ID, name), mean, window=1)
             self._fit_losses.clear()
+            self._share_buffers()
             TorchLearner.after_gradient_based_update(self, timesteps=timesteps)
         else:
             super().after_gradient_based_update(timesteps=timesteps)
+
+    def _share_buffers(self) -> None:
+        """Gives all learners rank 0's units of M, which each measured on its own batches."""
+        if torch.distributed.is_initialized():
+            for buffer in self.world_model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def record_fit_losses(self, losses: dict[str, Tensor]) -> None:
         """Keeps one gradient step's scalar losses; their means over the fit become its metrics."""
