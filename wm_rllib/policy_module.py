@@ -37,9 +37,11 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
     def setup(self) -> None:
         """Builds RLlib's networks and the units."""
         super().setup()
-        for network in (self.encoder.actor_encoder, getattr(self.encoder, "critic_encoder", None)):
-            if network is not None:
-                first = next(layer for layer in network.modules() if isinstance(layer, nn.Linear))
+        # One encoder if layers are shared, else two, of which actors hold one.
+        for name in ("encoder", "actor_encoder", "critic_encoder"):
+            network = getattr(self.encoder, name, None) or nn.Module()
+            first = next((layer for layer in network.modules() if isinstance(layer, nn.Linear)), None)
+            if first is not None:
                 with torch.no_grad():
                     first.weight[:, self.model_config["latent_dim"] :] *= 0.1
         self.register_buffer("value_mean", torch.zeros(()))
