@@ -28,7 +28,9 @@ METRICS: dict[str, Metric] = {
     "rows/real": Metric("Real rows in this iteration's merged PPO batches, summed.", "rows"),
     "rows/imagined": Metric("Imagined rows in the same batches, summed.", "rows"),
     "imagination/ratio": Metric("Realised share of imagined rows: imagined / (real + imagined).", "0 to 1"),
-    "imagination/configured_ratio": Metric("The share asked for, from the setting, its schedule or the gate.", "0 to 1"),
+    "imagination/configured_ratio": Metric(
+        "The share asked for, from the setting, its schedule or the gate.", "0 to 1"
+    ),
     "imagination/horizon": Metric("Mean realised length of this iteration's dreams.", "steps"),
     "imagination/configured_horizon": Metric(
         "Longest dream that the gate allowed; like the six below only at a ratio of `auto`.", "steps"
