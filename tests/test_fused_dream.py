@@ -103,7 +103,16 @@ def by_the_book(
         next_z = draw(model.mdn_rnn.predict(h, z, encoded), tau, noise.mixture.gumbel[t], noise.mixture.normal[t])
         outcome = model.mdn_rnn.outcome(z, encoded, next_z)
         dies = torch.sigmoid(outcome.termination_logit) > torch.sigmoid(noise.death_logit[t])
-        rows.append((features, actions, by_hand(inputs, actions, space), inputs, torch.where(dies, outcome.last_reward, outcome.reward), dies))
+        rows.append(
+            (
+                features,
+                actions,
+                by_hand(inputs, actions, space),
+                inputs,
+                torch.where(dies, outcome.last_reward, outcome.reward),
+                dies,
+            )
+        )
         z = next_z.clone()
         for lane in torch.nonzero(dies).flatten().tolist() if t + 1 < horizon else []:
             origin = noise.restart[t, lane]

@@ -24,7 +24,9 @@ def gate_after(*judgements: Judgement) -> Gate:
 
 
 @pytest.mark.parametrize("bounds", [BOUNDS, Bounds(0.2, 0.5, 3, 9)])
-@pytest.mark.parametrize("gate", [Gate(), gate_after(judged()), gate_after(judged(None, 0.9))], ids=["new", "empty", "None"])
+@pytest.mark.parametrize(
+    "gate", [Gate(), gate_after(judged()), gate_after(judged(None, 0.9))], ids=["new", "empty", "None"]
+)
 def test_unjudged_it_is_closed_and_looks_far(gate: Gate, bounds: Bounds):
     assert gate.ratio(bounds) == bounds.min_ratio
     assert gate.horizon(bounds) == bounds.max_horizon
@@ -89,11 +91,14 @@ def test_a_gap_counts_beyond_chance_in_units_of_the_returns():
 
 
 @pytest.mark.parametrize(
-    ("gap", "odds"), [(0.0, 9.0), (TOLERATED_GAP, 9.0), (2 * TOLERATED_GAP, 4.5), (4 * TOLERATED_GAP, 9.0 / 8), (-9.0, 9.0)]
+    ("gap", "odds"),
+    [(0.0, 9.0), (TOLERATED_GAP, 9.0), (2 * TOLERATED_GAP, 4.5), (4 * TOLERATED_GAP, 9.0 / 8), (-9.0, 9.0)],
 )
 def test_only_dreams_that_promise_too_much_are_punished(gap: float, odds: float):
     assert Gate([0.9], gap).ratio(BOUNDS) == pytest.approx(odds / (1 + odds))
-    assert Gate([0.9], gap).ratio(dataclasses.replace(BOUNDS, min_ratio=0.7)) == pytest.approx(max(0.7, odds / (1 + odds)))
+    assert Gate([0.9], gap).ratio(dataclasses.replace(BOUNDS, min_ratio=0.7)) == pytest.approx(
+        max(0.7, odds / (1 + odds))
+    )
 
 
 def test_it_survives_a_checkpoint_and_leaves_it_alone():

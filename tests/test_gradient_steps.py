@@ -34,7 +34,9 @@ def batches(num_rows: int, **settings: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize(("num_rows", "size", "num_epochs"), [(12, 4, 3), (10, 10, 2), (7, 1, 1), (10, 4, 2), (10, 7, 1)])
+@pytest.mark.parametrize(
+    ("num_rows", "size", "num_epochs"), [(12, 4, 3), (10, 10, 2), (7, 1, 1), (10, 4, 2), (10, 7, 1)]
+)
 def test_every_row_comes_once_an_epoch(num_rows: int, size: int, num_epochs: int, shuffle: bool):
     rows = batches(num_rows, size=size, num_epochs=num_epochs, shuffle=shuffle)
     assert {len(batch) for batch in rows} == {size}

@@ -224,7 +224,9 @@ def update_both(config: WorldModelPPOConfig, **settings: Any) -> tuple[Any, Any]
     ids=["minibatches", "large minibatch", "whole batch"],
 )
 def test_ratio_zero_equals_rllibs_ppo_bit_for_bit(space: str, settings: dict[str, Any]):
-    learner, stock = update_both(config_of(space, imagination_ratio=0.0, entropy_coeff=[[0, 0.1], [1000, 0.0]]), **settings)
+    learner, stock = update_both(
+        config_of(space, imagination_ratio=0.0, entropy_coeff=[[0, 0.1], [1000, 0.0]]), **settings
+    )
     before = make_learner(config_of(space)).module[DEFAULT_MODULE_ID].get_state()
     ours, theirs = policy_state(learner), policy_state(stock)
     assert set(ours) == set(theirs)

@@ -76,7 +76,12 @@ def test_starts_are_the_steps_of_the_newest_add_drawn_evenly():
     check(arrays, {1: 14, 3: 2, 4: 6}, {3}, BURN_IN, HORIZON)
     starts, counts = np.unique(starts_in(arrays), axis=0, return_counts=True)
     # What lies before a chunk is seen on the way to a start, and is none.
-    assert list(map(tuple, starts.tolist())) == [*((1, t) for t in range(10, 14)), (3, 0), (3, 1), *((4, t) for t in range(6))]
+    assert list(map(tuple, starts.tolist())) == [
+        *((1, t) for t in range(10, 14)),
+        (3, 0),
+        (3, 1),
+        *((4, t) for t in range(6)),
+    ]
     assert np.all(np.abs(counts - 1000) < 5 * np.sqrt(1000))
 
 

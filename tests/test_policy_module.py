@@ -87,7 +87,9 @@ def test_units_keep_their_dtype():
 
 @pytest.mark.parametrize("model", [{}, {"vf_share_layers": True}, {"use_lstm": True}], ids=str)
 def test_columns_of_h_start_at_a_tenth(model: dict[str, Any]):
-    ours, theirs = (dict(build(kind, **model).named_parameters()) for kind in (WorldModelPPOModule, DefaultPPOTorchRLModule))
+    ours, theirs = (
+        dict(build(kind, **model).named_parameters()) for kind in (WorldModelPPOModule, DefaultPPOTorchRLModule)
+    )
     seen = [name for name in ours if ours[name].ndim == 2 and ours[name].shape[1] == FEATURES]
     assert len(seen) == (1 if "vf_share_layers" in model else 2)
     for name in theirs:

@@ -42,7 +42,9 @@ def test_the_bias_of_a_skip_mlp_is_that_of_its_output():
     before = network(x)
     with torch.no_grad():
         network.bias[1] += 5.0
-    torch.testing.assert_close(network(x) - before, torch.tensor([[0.0, 5.0, 0.0, 0.0]]).expand(3, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        network(x) - before, torch.tensor([[0.0, 5.0, 0.0, 0.0]]).expand(3, 4), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("observation_dim", "latent_dim"), [(4, 4), (4, 8), (1, 8), (6, 3)])
