@@ -21,7 +21,7 @@ class CustomMDNRNN(MDNRNN):
 
     def outcome(self, z: torch.Tensor, action: torch.Tensor, next_z: torch.Tensor) -> Outcome:
         outcome = super().outcome(z, action, next_z)
-        return dataclasses.replace(outcome, reward=torch.full_like(outcome.reward, 7.0))
+        return dataclasses.replace(outcome, reward=torch.full_like(outcome.reward, 7.0), last_reward=None)
 
 
 class NotAVAE(nn.Module):

@@ -106,3 +106,58 @@ def test_standardise():
 @pytest.mark.parametrize("values", [[3.0], [2.0, 2.0, 2.0]])
 def test_standardise_of_equal_values_is_zero(values: list[float]):
     assert standardise(torch.tensor(values)).tolist() == [0.0] * len(values)
+
+
+def cuts_of(ends: Tensor, share: float) -> Tensor:
+    """Steps after which a lane goes on from elsewhere; never one that terminates, nor the last."""
+    cuts = (torch.rand(ends.shape, generator=torch.Generator().manual_seed(7)) < share) & ~ends
+    cuts[:, -1] = False
+    return cuts
+
+
+@pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (0.9, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("death", [0.0, 0.2])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_cut_lanes_equal_episodes_truncated_there(share: float, death: float, gamma: float, lambda_: float):
+    rewards, values, bootstrap, ends = lanes(8, 12, death=death)
+    cuts = cuts_of(ends, share)
+    after = 5.0 + torch.randn(int(cuts.sum()))
+    how = {"gamma": gamma, "lambda_": lambda_}
+    targets = value_targets(rewards, values, bootstrap, ends, truncateds=cuts, cut_values=after, **how)
+    assert len(after) > 10
+    rest = iter(after)
+    for lane in range(8):
+        start, expected = 0, []
+        for stop in [*(torch.nonzero(cuts[lane]).flatten() + 1).tolist(), 12]:
+            part = slice(start, stop)
+            last = next(rest) if stop < 12 else bootstrap[lane]
+            expected.append(
+                targets_by_rllib(rewards[lane, part], values[lane, part], last, ends[lane, part], gamma, lambda_)
+            )
+            start = stop
+        np.testing.assert_allclose(targets[lane].numpy(), np.concatenate(expected), rtol=1e-5, atol=1e-4)
+
+
+def test_no_cut_changes_nothing():
+    rewards, values, bootstrap, ends = lanes(4, 6, death=0.2)
+    plain = value_targets(rewards, values, bootstrap, ends, gamma=0.9, lambda_=0.8)
+    none = torch.zeros_like(ends)
+    cut = value_targets(
+        rewards, values, bootstrap, ends, gamma=0.9, lambda_=0.8, truncateds=none, cut_values=torch.zeros(0)
+    )
+    assert torch.equal(plain, cut)
+
+
+def test_a_cut_by_hand():
+    zeros, cut = torch.zeros(1, 3), torch.tensor([[True, False, False]])
+    targets = value_targets(
+        zeros,
+        zeros,
+        torch.tensor([8.0]),
+        cut ^ cut,
+        gamma=0.5,
+        lambda_=1.0,
+        truncateds=cut,
+        cut_values=torch.tensor([6.0]),
+    )
+    assert targets.tolist() == [[3.0, 2.0, 4.0]]

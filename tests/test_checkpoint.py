@@ -112,6 +112,7 @@ def test_get_state_and_set_state_carry_the_replay_too(build):
     [
         ("CartPole-v1", {}),
         ("Pendulum-v1", {"random_collection_steps": 250}),  # Box actions, truncation alone
+        ("CartPole-v1", {"imagination_ratio": "auto", "max_disagreement": 0.8, "pretrain_epochs": 40}),
         (
             "CartPole-v1",
             {"controller_inputs": "z", "imagination_ratio": [[0, 0.0], [200, 1.0]], "dream_batch_size": 90},

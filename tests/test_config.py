@@ -8,6 +8,8 @@ import pytest
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from tiny import tiny_config
 
+from wm_rllib.gate import Bounds
+
 
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +34,42 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
 
 def test_the_same_config_without_a_connector_is_valid(nothing_starts: None):
     tiny_config().env_runners(env_to_module_connector=None).validate()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"imagination_ratio_bounds": [0.9, 0.5]}, ("imagination_ratio_bounds", "[0.9, 0.5]", "low below high")),
+        ({"imagination_ratio_bounds": [0.5, 0.5]}, ("imagination_ratio_bounds", "[0.5, 0.5]", "low below high")),
+        ({"imagination_ratio_bounds": [0.0, 1.0]}, ("imagination_ratio_bounds", "[0.0, 1.0]", "from 0 to 0.999")),
+        ({"imagination_ratio_bounds": [-0.1, 0.5]}, ("imagination_ratio_bounds", "[-0.1, 0.5]", "from 0 to 0.999")),
+        ({"imagination_ratio_bounds": [0.5]}, ("imagination_ratio_bounds", "[0.5]", "two numbers [low, high]")),
+        ({"imagination_ratio_bounds": 0.5}, ("imagination_ratio_bounds", "0.5", "two numbers [low, high]")),
+        ({"imagination_ratio": "automatic"}, ("imagination_ratio", "'automatic'", 'or "auto"')),
+        ({"min_imagination_horizon": 0}, ("min_imagination_horizon", "0", "a whole number of at least 1")),
+        ({"max_disagreement": 0.0}, ("max_disagreement", "0.0", "a number above 0, or null")),
+        ({"ensemble_size": 1.5}, ("ensemble_size", "1.5", "a whole number of at least 0")),
+        (
+            {"imagination_ratio": "auto", "min_imagination_horizon": 6, "imagination_horizon": 5},
+            ("min_imagination_horizon = 6", "must not exceed imagination_horizon = 5"),
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_bounds_are_one_clear_error(nothing_starts: None, overrides: dict[str, Any], said: tuple[str, ...]):
+    with pytest.raises(ValueError, match="Fix: ") as error:
+        tiny_config(**overrides).build_algo()
+    assert all(part in str(error.value) for part in said)
+
+
+def test_bounds_of_the_gate_are_the_configs(nothing_starts: None):
+    config = tiny_config(imagination_ratio="auto", imagination_ratio_bounds=[0.1, 0.7], min_imagination_horizon=3)
+    config.validate()
+    assert config.gate_bounds == Bounds(0.1, 0.7, 3, config.imagination_horizon)
+    # Only the gate looks at the least horizon.
+    tiny_config(imagination_ratio=0.5, min_imagination_horizon=9).validate()
+
+
+def test_auto_places_dreamers():
+    assert tiny_config(imagination_ratio="auto", num_dreamers=2).num_dreamers_to_place == 2
+    assert tiny_config(imagination_ratio=0.0, num_dreamers=2).num_dreamers_to_place == 0

@@ -103,7 +103,16 @@ def by_the_book(
         next_z = draw(model.mdn_rnn.predict(h, z, encoded), tau, noise.mixture.gumbel[t], noise.mixture.normal[t])
         outcome = model.mdn_rnn.outcome(z, encoded, next_z)
         dies = torch.sigmoid(outcome.termination_logit) > torch.sigmoid(noise.death_logit[t])
-        rows.append((features, actions, by_hand(inputs, actions, space), inputs, outcome.reward, dies))
+        rows.append(
+            (
+                features,
+                actions,
+                by_hand(inputs, actions, space),
+                inputs,
+                torch.where(dies, outcome.last_reward, outcome.reward),
+                dies,
+            )
+        )
         z = next_z.clone()
         for lane in torch.nonzero(dies).flatten().tolist() if t + 1 < horizon else []:
             origin = noise.restart[t, lane]
@@ -134,12 +143,13 @@ def test_dream_equals_the_one_by_the_book(
 ):
     mdn = {"mixture": mixture, "head_hidden_dims": head, "residual": residual}
     model = world_model(space, mdn=mdn, controller_inputs=inputs, mdn_rnn_class=mdn_rnn_class)
-    model.mdn_rnn.set_normalisation(torch.tensor(2.0), torch.tensor(3.0))
+    model.mdn_rnn.set_normalisation(*map(torch.tensor, (2.0, 3.0, 20.0, 0.3)))
+    model.mdn_rnn.change_scale.copy_(torch.tensor([0.5, 2.0, 0.1]))
     assert can_fuse(model.mdn_rnn) is (mdn_rnn_class is None)
     controller = controller_for(model, space)
     start_z, state = starts(7, LATENT_DIM, HIDDEN_DIM)
     noise = draw_dream_noise(model, controller, 6, 7)
-    result = dream(model, controller, start_z, state, 6, temperature, noise)
+    result = dream(model, controller, start_z, state, 6, temperature, noise=noise)
     expected = by_the_book(model, controller, start_z, state, temperature, noise, space)
     assert 0 < expected["terminateds"].sum() < 42
     assert_equal(result, expected)
@@ -151,7 +161,7 @@ def test_products_large_enough_for_onednn_give_the_same():
     controller = controller_for(model, space)
     start_z, state = starts(300, LATENT_DIM, 64)
     noise = draw_dream_noise(model, controller, 3, 300)
-    result = dream(model, controller, start_z, state, 3, 1.0, noise)
+    result = dream(model, controller, start_z, state, 3, 1.0, noise=noise)
     assert_equal(result, by_the_book(model, controller, start_z, state, 1.0, noise, space))
 
 
@@ -297,8 +307,8 @@ def test_flops_of_a_step_by_hand():
     lstm = 593_920  # 2 x 1024 x (32 + 2 + 256)
     policy = 147_456 + 65_536 + 512  # 2 x (288 x 256 + 256 x 128 + 128 x 2)
     assert paper_step_flops(mdn, [256, 128], 2) == lstm + policy + 167_424 == 974_848  # 2 x 256 x (5 + 320 + 2)
-    # 2 x 290 x 325 for the mixture on [h, z, a], 2 x 66 x 2 for reward and termination on [z, a, z']
-    assert step_flops(mdn, [256, 128], 2) == lstm + policy + 188_500 + 264 == 996_188
+    # 2 x 290 x 325 for the mixture on [h, z, a], 2 x 66 x 3 for rewards and termination on [z, a, z']
+    assert step_flops(mdn, [256, 128], 2) == lstm + policy + 188_500 + 396 == 996_320
 
 
 @pytest.mark.parametrize("head", [(), (16,), (16, 24)])

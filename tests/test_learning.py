@@ -74,7 +74,7 @@ def test_m_beats_z_stays_and_its_untrained_self(env_id):
         untrained = WorldModel(trained.config).eval()
         # The same latents and units, so that errors can be compared.
         untrained.vae.load_state_dict(trained.vae.state_dict())
-        untrained.mdn_rnn.set_normalisation(trained.mdn_rnn.reward_mean, trained.mdn_rnn.reward_scale)
+        untrained.mdn_rnn.load_state_dict(dict(trained.mdn_rnn.named_buffers()), strict=False)
         episodes = random_episodes(env_id, seed=10_000)
         ours, theirs = one_step_errors(trained, episodes), one_step_errors(untrained, episodes)
     finally:

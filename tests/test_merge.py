@@ -22,7 +22,8 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPOConfig
-from wm_rllib.learner import COLUMNS, WorldModelPPOLearner
+from wm_rllib.dreamed_rows import COLUMNS
+from wm_rllib.learner import WorldModelPPOLearner
 from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, as_fit_batch
 from wm_rllib.seeding import seed_process
 
@@ -158,19 +159,20 @@ def merged_batch(
     learner: WorldModelPPOLearner, monkeypatch: pytest.MonkeyPatch, **kwargs: Any
 ) -> dict[str, np.ndarray]:
     """The batch that an update of the learner trains on."""
-    caught, original = [], learner._make_batch_if_necessary
+    caught, original = [], learner._merged
 
     def catch(training_data: TrainingData) -> Any:
         caught.append(original(training_data))
         return caught[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(learner, "_make_batch_if_necessary", catch)
+        patch.setattr(learner, "_merged", catch)
         learner.update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1}, **kwargs)
-    (batch,) = caught
-    assert set(batch.policy_batches) == {DEFAULT_MODULE_ID}
-    assert batch.env_steps() == len(batch.policy_batches[DEFAULT_MODULE_ID][Columns.OBS])
-    return {name: batch.policy_batches[DEFAULT_MODULE_ID][name].numpy() for name in COLUMNS}
+    ((module_id, columns),) = caught
+    assert module_id == DEFAULT_MODULE_ID
+    assert set(columns) == set(COLUMNS)
+    assert len({len(column) for column in columns.values()}) == 1
+    return {name: column.numpy() for name, column in columns.items()}
 
 
 def rllib_batch(stock: PPOTorchLearner, episodes: list[SingleAgentEpisode]) -> dict[str, np.ndarray]:
@@ -222,7 +224,9 @@ def update_both(config: WorldModelPPOConfig, **settings: Any) -> tuple[Any, Any]
     ids=["minibatches", "large minibatch", "whole batch"],
 )
 def test_ratio_zero_equals_rllibs_ppo_bit_for_bit(space: str, settings: dict[str, Any]):
-    learner, stock = update_both(config_of(space, entropy_coeff=[[0, 0.1], [1000, 0.0]]), **settings)
+    learner, stock = update_both(
+        config_of(space, imagination_ratio=0.0, entropy_coeff=[[0, 0.1], [1000, 0.0]]), **settings
+    )
     before = make_learner(config_of(space)).module[DEFAULT_MODULE_ID].get_state()
     ours, theirs = policy_state(learner), policy_state(stock)
     assert set(ours) == set(theirs)
@@ -412,7 +416,8 @@ def test_a_fit_moves_the_world_model_and_leaves_the_controller():
     fit(learner)
     after = learner.world_model.state_dict()
     moved = {name for name in after if not torch.equal(after[name], world_model[name])}
-    assert moved == {name for name, _ in learner.world_model.named_parameters()}
+    measured = {f"mdn_rnn.{name}" for name in ("change_scale", "has_change_scale", "ensemble.usual")}
+    assert moved == {name for name, _ in learner.world_model.named_parameters()} | measured
     assert all(np.array_equal(value, policy[name]) for name, value in policy_state(learner).items())
 
 

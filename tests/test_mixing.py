@@ -132,10 +132,23 @@ def test_a_fixed_ratio_holds_always(ratio: float):
 
 @pytest.mark.parametrize(
     ("ratio", "expected"),
-    [(0.0, False), (0, False), (0.01, True), (1, True), ([[0, 0.0], [9, 0.0]], False), ([[0, 0.0], [9, 0.1]], True)],
+    [
+        ("auto", True),
+        (0.0, False),
+        (0, False),
+        (0.01, True),
+        (1, True),
+        ([[0, 0.0], [9, 0.0]], False),
+        ([[0, 0.0], [9, 0.1]], True),
+    ],
 )
 def test_may_dream(ratio: float | list[list[float]], expected: bool):
     assert may_dream(ratio) is expected
+
+
+def test_auto_has_no_ratio_of_its_own():
+    with pytest.raises(ValueError, match="for the gate"):
+        ratio_at("auto", 0)
 
 
 @pytest.mark.parametrize(("real", "imagined", "expected"), [(0, 0, 0.0), (5, 0, 0.0), (0, 5, 1.0), (1, 3, 0.75)])

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from scripted_env import ScriptedEnv
 from tiny import tiny_config
 
@@ -32,6 +33,8 @@ def runner_on(space: gym.Space[Any], **overrides: Any) -> WorldModelEnvRunner:
         scale = 0.0 if name.endswith("bias") else 3.0
         state[name] = rng.normal(scale=scale, size=value.shape).astype(np.float32)
     runner.module.set_state(state)
+    # Latents are the observations themselves at first: episodes count up to 5, and would saturate C.
+    runner.world_model.vae.set_normalisation(torch.tensor([0.0, 2.5, 2.5, 0.0]), torch.tensor([1.0, 2.0, 2.0, 1.0]))
     return runner
 
 

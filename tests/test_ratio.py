@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ray.rllib.core.columns import Columns
@@ -25,7 +27,7 @@ def merges(monkeypatch):
     def merge(learner, real, imagined):
         batch = original(learner, real, imagined)
         sources = [real, imagined] if real else [imagined]
-        assert batch.policy_batches["default_policy"].count == sum(len(source[Columns.OBS]) for source in sources)
+        assert len(batch[Columns.OBS]) == sum(len(source[Columns.OBS]) for source in sources)
         seen.append(tuple(len(source[Columns.OBS]) for source in sources))
         return batch
 
@@ -170,7 +172,7 @@ def test_the_real_part_shrinks_with_missing_dreams(built, merges, monkeypatch, r
 
     def deliver_40_percent(order, *args):
         rows = [int(0.4 * count) for count in order.rows]
-        return original(dreamer_pool.DreamOrder(rows, order.horizon, order.temperature, order.burn_in), *args)
+        return original(dataclasses.replace(order, rows=rows), *args)
 
     monkeypatch.setattr(algorithm._pool, "dream", deliver_40_percent)
     result = algorithm.train()

@@ -209,8 +209,12 @@ def test_normalisation_by_hand():
     rewards = np.array([100.0 * n + t for n, length in LENGTHS.items() for t in range(length)])
     np.testing.assert_allclose(stats["obs_mean"], observations.mean(0), rtol=1e-5)
     np.testing.assert_allclose(stats["obs_scale"], 2 * observations.std(0), rtol=1e-5)
-    assert stats["reward_mean"] == pytest.approx(rewards.mean(), rel=1e-5)
-    assert stats["reward_scale"] == pytest.approx(rewards.std(), rel=1e-5)
+    last = [19, 22]  # of the two episodes that terminate
+    usual = np.delete(rewards, last)
+    assert stats["reward_mean"] == pytest.approx(usual.mean(), rel=1e-5)
+    assert stats["reward_scale"] == pytest.approx(usual.std(), rel=1e-5)
+    assert stats["last_reward_scale"] == pytest.approx(np.sqrt((119.0**2 + 202.0**2) / 2), rel=1e-5)
+    assert stats["termination_rate"] == pytest.approx(2 / 43, rel=0.03)  # a trifle off, never 0 or 1
     assert {value.dtype for value in stats.values()} == {np.dtype(np.float32)}
 
 

@@ -86,9 +86,9 @@ class TestVAE:
     @pytest.mark.parametrize("bias", [1e4, -1e4])
     def test_variance_stays_finite_whatever_the_encoder_says(self, bias: float):
         vae = normalised_vae()
-        last = vae.encoder[-1][-1]  # type: ignore[index]
+        last = vae.encoder[-1]  # type: ignore[index]
         with torch.no_grad():
-            last.bias += bias
+            last.bias.add_(bias)
         variance = vae.posterior(torch.randn(3, OBSERVATION_DIM)).log_variance.exp()
         assert torch.all((variance > 0) & variance.isfinite())
 
@@ -405,7 +405,7 @@ class TestMDNRNN:
 
     def test_losses_by_hand(self):
         mdn = MDNRNN(mdn_config())
-        mdn.set_normalisation(torch.tensor(2.0), torch.tensor(3.0))
+        mdn.set_normalisation(*map(torch.tensor, (2.0, 3.0, 20.0, 0.1)))
         z, action, reward = torch.randn(2, 4, LATENT_DIM), torch.randn(2, 3, 2), torch.randn(2, 3)
         terminated = torch.tensor([[False, False, True], [False, False, False]])
         mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -415,7 +415,9 @@ class TestMDNRNN:
         nll = -reference_mixture(mixture).log_prob(z[:, 1:])
         probability = torch.sigmoid(outcome.termination_logit)
         cross_entropy = -torch.where(terminated, probability, 1 - probability).log()
-        squared = 0.5 * ((outcome.reward - reward) / 3.0) ** 2
+        assert outcome.last_reward is not None
+        predicted = torch.where(terminated, outcome.last_reward, outcome.reward)
+        squared = 0.5 * ((predicted - reward) / torch.where(terminated, 20.0, 3.0)) ** 2
         parts = [values[mask].mean() for values in (nll, squared, cross_entropy)]
         for mine, expected in zip((losses.nll, losses.reward, losses.termination), parts, strict=True):
             torch.testing.assert_close(mine, expected)
@@ -443,10 +445,14 @@ class TestMDNRNN:
     def test_reward_is_predicted_in_the_environments_units(self):
         plain, scaled = MDNRNN(mdn_config()), MDNRNN(mdn_config())
         scaled.load_state_dict(plain.state_dict())
-        scaled.set_normalisation(torch.tensor(50.0), torch.tensor(10.0))
+        scaled.set_normalisation(*map(torch.tensor, (50.0, 10.0, 200.0, 0.5)))
         inputs = torch.randn(5, LATENT_DIM), torch.randn(5, 2), torch.randn(5, LATENT_DIM)
-        torch.testing.assert_close(scaled.outcome(*inputs).reward, 10.0 * plain.outcome(*inputs).reward + 50.0)
-        torch.testing.assert_close(scaled.outcome(*inputs).termination_logit, plain.outcome(*inputs).termination_logit)
+        ours, theirs = scaled.outcome(*inputs), plain.outcome(*inputs)
+        torch.testing.assert_close(ours.reward, 10.0 * theirs.reward + 50.0)
+        torch.testing.assert_close(ours.last_reward, 200.0 * theirs.last_reward)
+        # The units of rewards leave the termination logit alone, but for its bias, which starts at the base rate.
+        shift = ours.termination_logit - theirs.termination_logit
+        torch.testing.assert_close(shift, shift[:1].expand(5))
 
     def test_reward_and_termination_depend_on_all_of_the_transition(self):
         mdn = MDNRNN(mdn_config())
@@ -475,10 +481,12 @@ class TestMDNRNN:
     def test_reward_loss_does_not_depend_on_the_unit(self):
         plain, scaled = MDNRNN(mdn_config()), MDNRNN(mdn_config())
         scaled.load_state_dict(plain.state_dict())
-        scaled.set_normalisation(torch.tensor(50.0), torch.tensor(10.0))
+        scaled.set_normalisation(*map(torch.tensor, (50.0, 10.0, 200.0, 0.5)))
         z, action, reward = torch.randn(2, 4, LATENT_DIM), torch.randn(2, 3, 2), torch.randn(2, 3)
-        rest = torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)
-        one, other = plain.losses(z, action, reward, *rest), scaled.losses(z, action, 10.0 * reward + 50.0, *rest)
+        terminated, mask = torch.tensor([[False, False, True], [False] * 3]), torch.ones(2, 3, dtype=torch.bool)
+        in_units = torch.where(terminated, 200.0 * reward, 10.0 * reward + 50.0)
+        one = plain.losses(z, action, reward, terminated, mask)
+        other = scaled.losses(z, action, in_units, terminated, mask)
         torch.testing.assert_close(one.reward, other.reward, rtol=1e-4, atol=1e-5)
 
     def test_a_users_class_replaces_m(self):
@@ -610,7 +618,7 @@ class TestWorldModelPPOTrainer:
     def test_pretraining_fits_the_world_model_and_leaves_the_controller(self, run: Any):
         _, _, weights = run
         (world_before, policy_before), (world_after, policy_after) = weights[1], weights[2]
-        constant = {"mdn_rnn.reward_scale"}  # CartPole's rewards are all 1
+        constant = {"mdn_rnn.reward_scale", "mdn_rnn.last_reward_scale"}  # CartPole's rewards are all 1
         assert moved(world_before, world_after) == set(world_before) - constant
         assert not moved(policy_before, policy_after)
 

@@ -232,14 +232,16 @@ class WorldModelPPO(PPO):
         self._report.add_judgement(judgement, gate, horizon)
         return ratio, horizon
 
-    def _judge(self) -> Judgement:
-        """Learner 0's judgement of M on the newest experience."""
+    def _judge(self) -> Judgement | None:
+        """Learner 0's judgement of M on the newest experience; None if that was lost with its env runner."""
         seed = self._seed("judge")
         with self._report.stage("judge"):
             if seed is not None:
                 call(self._replay.service, "reseed", seed)
             length = self.config.burn_in, self.config.imagination_horizon
             windows_ref = call(self._replay.service, "newest_windows", NUM_WINDOWS, *length)
+            if windows_ref is None:
+                return None
             judgements = on_learners(self.learner_group, "judge", windows_ref=windows_ref)
         return next(judgement for judgement in judgements if judgement is not None)
 

@@ -224,7 +224,7 @@ def shard_lanes(lanes: Dream, rows: list[int], horizon: int) -> list[list[Dream]
 
 def _block(lanes: Dream, which: slice, length: int) -> Dream:
     whole = length == lanes.rewards.shape[1]
-    bootstrap = lanes.bootstrap_features[which] if whole else lanes.features[which, length]
+    bootstrap = lanes.bootstrap_features[which] if whole else _features_after(lanes, which, length)
     return Dream(
         lanes.features[which, :length],
         lanes.actions[which, :length],
@@ -235,6 +235,17 @@ def _block(lanes: Dream, which: slice, length: int) -> Dream:
         bootstrap,
         *_cuts_within(lanes, which, length),
     )
+
+
+def _features_after(lanes: Dream, which: slice, length: int) -> Tensor:
+    """What the policy would see after the first `length` steps; after a cut that is not what the lane went on with."""
+    following = lanes.features[which, length]
+    if lanes.truncateds is None or lanes.cut_features is None:
+        return following
+    last = torch.zeros_like(lanes.truncateds)
+    last[which, length - 1] = True
+    was_cut = lanes.truncateds[which, length - 1, None]
+    return following.masked_scatter(was_cut, lanes.cut_features[last[lanes.truncateds]])
 
 
 def _cuts_within(lanes: Dream, which: slice, length: int) -> tuple[Tensor, Tensor] | tuple[()]:

@@ -46,7 +46,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
     def build(self) -> None:
         """Builds RLlib's learner."""
         set_log_level(self.config.wm_log_level)
-        self._imagined: Sequence[ray.ObjectRef] = ()
+        self._imagined: Sequence[ray.ObjectRef] | None = None
         self._real_rows: int | None = None
         self._ratio: float | None = None
         self._expected_rows = (0, 0)
@@ -78,7 +78,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         Args:
             *args: See RLlib's `Learner.update`.
             imagined: For each learner the references to its dreams (lists of dicts of arrays [B, H, ...], as
-                `wm_rllib.dreamer` makes them). None, or none for this learner: RLlib's own update, untouched.
+                `wm_rllib.dreamer` makes them), maybe none for this one. None: RLlib's own update, untouched.
             ratio: The imagined fraction to keep if rows are lost on the way; None: take what there is.
             expected_rows: For each learner its real and imagined rows, as the driver counted them.
             real_rows: For each learner how many of its real rows to use; None: all.
@@ -92,13 +92,13 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._ratio = ratio
         self._expected_rows = expected_rows[self._learner_index] if expected_rows else (0, 0)
         self._steps_done = 0
-        self._imagined = imagined[self._learner_index] if imagined else ()
+        self._imagined = None if imagined is None else imagined[self._learner_index]
         self._real_rows = real_rows[self._learner_index] if real_rows else None
         try:
             with without_validation():
                 return super().update(*args, **kwargs)
         finally:
-            self._imagined = ()
+            self._imagined = None
 
     def _create_iterator_if_necessary(
         self,
@@ -112,7 +112,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
     ) -> Any:
         """RLlib's minibatches for its own update; light ones for a fit and for a merge."""
         self._fitting = training_data.episodes is None
-        self._own_loop = bool(self._fitting or self._imagined)
+        # The same for all learners, whatever each has got: they wait for each other.
+        self._own_loop = self._fitting or self._imagined is not None
         if not self._own_loop:
             return super()._create_iterator_if_necessary(
                 training_data=training_data,
@@ -141,14 +142,17 @@ class WorldModelPPOLearner(PPOTorchLearner):
 
     def _merged(self, training_data: TrainingData) -> tuple[str, RowColumns]:
         """The exact merge of this learner's real and imagined rows."""
-        imagined = self._imagined_columns(_get_available(self._imagined))
+        imagined = self._imagined_columns(_get_available(self._imagined)) if self._imagined else None
         real = None
         if training_data.episodes:
             batch = super()._make_batch_if_necessary(training_data)
             real = self._real_columns(batch.policy_batches[DEFAULT_MODULE_ID])
-        real, imagined = self._keep_ratio(real, imagined)
-        self._rescale_values(real, imagined)
-        return DEFAULT_MODULE_ID, self._merge(real, imagined)
+        if imagined is not None:
+            real, imagined = self._keep_ratio(real, imagined)
+        sources = [source for source in (real, imagined) if source is not None]
+        self._rescale_values(sources)
+        self._log_rows(_num_rows(real), _num_rows(imagined))
+        return DEFAULT_MODULE_ID, self._merge(sources)
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
         batch = super()._make_batch_if_necessary(training_data)
@@ -207,15 +211,14 @@ class WorldModelPPOLearner(PPOTorchLearner):
         """Cuts one source when rows of the other were lost with the process that had put them into the object store."""
         if self._ratio is None:
             return real, imagined
-        num_real = len(real[Columns.OBS]) if real else 0
-        num_imagined = len(imagined[Columns.OBS])
+        num_real, num_imagined = _num_rows(real), _num_rows(imagined)
         if real and num_real < self._expected_rows[0]:
             imagined = self._choose(imagined, imagined_rows(num_real, self._ratio))
         elif real and num_imagined < self._expected_rows[1]:
             real = self._choose(real, real_rows_for(num_imagined, self._ratio))
         return real, imagined
 
-    def _rescale_values(self, real: RowColumns | None, imagined: RowColumns) -> None:
+    def _rescale_values(self, sources: list[RowColumns]) -> None:
         """Moves the critic's units towards the mean and standard deviation of this update's value targets.
 
         All learners take the same units, from their targets together. Without dreams nothing is rescaled: the update at
@@ -224,8 +227,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         if not isinstance(module, WorldModelPPOModule):
             return
-        columns = [real, imagined] if real else [imagined]
-        targets = torch.cat([source[Postprocessing.VALUE_TARGETS] for source in columns]).double()
+        targets = torch.cat([source[Postprocessing.VALUE_TARGETS] for source in sources]).double()
         moments = torch.stack([torch.ones_like(targets).sum(), targets.sum(), targets.square().sum()])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(moments)
@@ -262,16 +264,12 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._log_policy_metric("imagined_value_target", columns[Postprocessing.VALUE_TARGETS].mean())
         return columns
 
-    def _merge(self, real: RowColumns | None, imagined: RowColumns) -> RowColumns:
-        """Both sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
-        sources = [real, imagined] if real else [imagined]
-        self._log_rows(len(real[Columns.OBS]) if real else 0, len(imagined[Columns.OBS]))
-        num_rows = sum(len(source[Columns.OBS]) for source in sources)
-        order = torch.randperm(num_rows, device=self._device)
-        merged = {
+    def _merge(self, sources: list[RowColumns]) -> RowColumns:
+        """All sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
+        order = torch.randperm(sum(map(_num_rows, sources)), device=self._device)
+        return {
             name: torch.cat([source[name].to(sources[0][name].dtype) for source in sources])[order] for name in COLUMNS
         }
-        return merged
 
     def _log_rows(self, real: int, imagined: int) -> None:
         """The rows that were really merged, for the report."""
@@ -288,9 +286,16 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 mean = torch.stack([losses[name] for losses in self._fit_losses]).mean()
                 self.metrics.log_value((WORLD_MODEL_MODULE_ID, name), mean, window=1)
             self._fit_losses.clear()
+            self._share_buffers()
             TorchLearner.after_gradient_based_update(self, timesteps=timesteps)
         else:
             super().after_gradient_based_update(timesteps=timesteps)
+
+    def _share_buffers(self) -> None:
+        """Gives all learners rank 0's units of M, which each measured on its own batches."""
+        if torch.distributed.is_initialized():
+            for buffer in self.world_model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def record_fit_losses(self, losses: dict[str, Tensor]) -> None:
         """Keeps one gradient step's scalar losses; their means over the fit become its metrics."""
@@ -424,3 +429,7 @@ def _get_available(refs: Sequence[ray.ObjectRef]) -> list[Any]:
     if not available:
         raise RuntimeError("all dreams of this update were lost with their dreamers")
     return available
+
+
+def _num_rows(columns: RowColumns | None) -> int:
+    return 0 if columns is None else len(columns[Columns.OBS])

@@ -28,8 +28,30 @@ METRICS: dict[str, Metric] = {
     "rows/real": Metric("Real rows in this iteration's merged PPO batches, summed.", "rows"),
     "rows/imagined": Metric("Imagined rows in the same batches, summed.", "rows"),
     "imagination/ratio": Metric("Realised share of imagined rows: imagined / (real + imagined).", "0 to 1"),
-    "imagination/configured_ratio": Metric("The share asked for, from the setting or its schedule.", "0 to 1"),
+    "imagination/configured_ratio": Metric(
+        "The share asked for, from the setting, its schedule or the gate.", "0 to 1"
+    ),
     "imagination/horizon": Metric("Mean realised length of this iteration's dreams.", "steps"),
+    "imagination/configured_horizon": Metric(
+        "Longest dream that the gate allowed; like the six below only at a ratio of `auto`.", "steps"
+    ),
+    "imagination/skill_next": Metric(
+        "Share of the variance of fresh experience that M explains one step ahead; 0 is no better than the mean.",
+        "up to 1",
+    ),
+    "imagination/skill_at_horizon": Metric(
+        "The same `configured_horizon` steps ahead; null where no fresh episode is that long.", "up to 1"
+    ),
+    "imagination/judged_gap": Metric(
+        "Mean dreamed less real discounted return from the same fresh states; null without two to compare.", "return"
+    ),
+    "imagination/judged_gap_error": Metric("Standard error of that gap.", "return"),
+    "imagination/gate_skill": Metric("Running mean of `skill_next`, by which the gate opens.", "up to 1"),
+    "imagination/gate_gap": Metric(
+        "Running mean of `judged_gap` beyond chance, in the critic's units; above 0 it closes the gate.",
+        "standard deviations",
+    ),
+    "imagination/cut": Metric("Share of this iteration's dreams that were cut because M was unsure.", "0 to 1"),
     "imagination/return_gap": Metric(
         "Mean value target of dreamed rows less that of real ones; dreams start elsewhere, so watch its trend.",
         "return",

@@ -73,9 +73,10 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
     def setup(self) -> None:
         """Builds RLlib's networks and the units."""
         super().setup()
-        encoder = self.encoder
-        for network in (getattr(encoder, name, None) for name in ("encoder", "actor_encoder", "critic_encoder")):
-            if isinstance(network, nn.Module):
+        # One encoder if layers are shared, else two, of which actors hold one.
+        for name in ("encoder", "actor_encoder", "critic_encoder"):
+            network = getattr(self.encoder, name, None)
+            if isinstance(network, nn.Module) and _linear_layers(network):
                 initialise_hidden(network, self.model_config["latent_dim"])
         for head, gain in ((self.pi, FIRST_POLICY_GAIN), (getattr(self, "vf", None), 1.0)):
             if head is not None:

@@ -37,20 +37,20 @@ class SequenceReplay(EpisodeReplayBuffer):
     def __init__(self, capacity: int, seed: int | None):
         super().__init__(capacity=capacity)
         self.rng = np.random.default_rng(seed)
-        self._newest: list[tuple[str, int]] = []
+        self._newest: dict[str, int] = {}
 
     def add(self, episodes: list[SingleAgentEpisode]) -> None:
         """Adds chunks; one that does not go on where its episode's held part ended becomes a sequence of its own.
 
         Such a gap is left by a fragment that was lost with its env runner, or came after the sampling timeout.
         """
-        self._newest = []
+        self._newest = {}
         for episode in episodes:
             index = self.episode_id_to_index.get(episode.id_)
             if index is not None and self.episodes[index - self._num_episodes_evicted].t != episode.t_started:
                 episode.id_ = f"{episode.id_}/{episode.t_started}"
             super().add(episode)
-            self._newest.append((episode.id_, len(episode)))
+            self._newest[episode.id_] = self._newest.get(episode.id_, 0) + len(episode)
 
     def normalisation(self) -> dict[str, np.ndarray]:
         """Units of observations (*O) and rewards (scalars) from all that is held.
@@ -108,14 +108,17 @@ class SequenceReplay(EpisodeReplayBuffer):
             windows.append((episode, max(0, t - burn_in), t))
         return self._gather(windows, burn_in, align_end=True)
 
-    def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays:
+    def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays | None:
         """Windows that start at steps of the newest `add`, drawn evenly, with the steps before them.
 
         Returns:
             obs [N, burn_in + horizon + 1, *O], actions, rewards, terminateds and mask [N, burn_in + horizon]: step
-            `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last.
+            `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last. None
+            if the newest `add` brought nothing: its episodes were lost with their env runner.
         """
-        held = [(id_, length) for id_, length in self._newest if id_ in self.episode_id_to_index]
+        held = [(i, length) for i, length in self._newest.items() if length and i in self.episode_id_to_index]
+        if not held:
+            return None
         chunks = [(self.episodes[self.episode_id_to_index[i] - self._num_episodes_evicted], n) for i, n in held]
         lengths = np.array([length for _, length in chunks], float)
         before, after = [], []
@@ -224,9 +227,10 @@ class ReplayService:
         """Reference to the arrays of `SequenceReplay.sample_starts`."""
         return ray.put(self._replay.sample_starts(num_starts, burn_in))
 
-    def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> ray.ObjectRef:
-        """Reference to the arrays of `SequenceReplay.newest_windows`."""
-        return ray.put(self._replay.newest_windows(num_windows, burn_in, horizon))
+    def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> ray.ObjectRef | None:
+        """Reference to the arrays of `SequenceReplay.newest_windows`, or None."""
+        arrays = self._replay.newest_windows(num_windows, burn_in, horizon)
+        return None if arrays is None else ray.put(arrays)
 
     def stats(self) -> dict[str, int]:
         """Numbers for logs and tests: env steps and episodes held, env steps ever added."""

@@ -73,4 +73,4 @@ class TrainingState:
             setattr(self, name, value)
         self.phase, self.sequence = Phase(state["phase"]), newest
         self.published_at = dict(self.published_at)  # grows from here on, and the checkpoint's must not
-        self.gate = Gate(**state["gate"])
+        self.gate = Gate(list(state["gate"]["skill"]), state["gate"]["gap"])

@@ -39,7 +39,7 @@ def step_flops(mdn: MDNRNNConfig, policy_hidden_dims: Sequence[int], num_policy_
     z, a, h = mdn.latent_dim, mdn.action_dim, mdn.hidden_dim
     policy = mlp_flops([z + h, *policy_hidden_dims, num_policy_outputs])
     mixture = mlp_flops([h + z + a, *mdn.head_hidden_dims, mixture_outputs(mdn)])
-    outcome = mlp_flops([z + a + z, *mdn.head_hidden_dims, 2])
+    outcome = mlp_flops([z + a + z, *mdn.head_hidden_dims, 3])
     return policy + lstm_flops(mdn) + mixture + outcome
 
 

@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The members' z_{t+1} - z_t, [E, N, Z], for [z_t, a_t] [N, Z + A]."""
-        hidden = torch.nn.functional.silu(self.hidden(inputs)).view(len(inputs), self.size, -1)
+        hidden = torch.nn.functional.silu(self.hidden(inputs)).reshape(len(inputs), self.size, self.weight.shape[1])
         return torch.baddbmm(self.bias, hidden.transpose(0, 1), self.weight)
 
     def disagreement(self, inputs: Tensor) -> Tensor:

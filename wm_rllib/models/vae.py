@@ -78,8 +78,9 @@ class VariationalAutoencoder(nn.Module):
         used = slice(config.latent_dim, config.latent_dim + min(matrix.shape))
         with torch.no_grad():
             # The best variance behind a linear decoder of unit variance (Lucas et al. 2019), not 1: it would take
-            # hundreds of steps to fall that far, and meanwhile V would blur what it has.
-            network.bias[used] += math.log(max(GAIN**2 * config.beta, math.exp(LOG_VARIANCE_RANGE[0])))
+            # hundreds of steps to fall that far, and meanwhile V would blur what it has. Never above the prior's: a
+            # variance beyond the clip gets no gradient, and would stay there.
+            network.bias[used] += math.log(min(max(GAIN**2 * config.beta, math.exp(LOG_VARIANCE_RANGE[0])), 1.0))
         return nn.Sequential(nn.Flatten(), network)
 
     def make_decoder(self) -> nn.Module:

@@ -1,0 +1,294 @@
+"""How M is judged: skill of models whose skill is known, and returns by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical
+from test_dreaming import clockwork_dream
+from tiny_models import HIDDEN_DIM, LATENT_DIM, OBSERVATION_DIM, vae_config, world_model
+from torch import Tensor, nn
+
+from wm_rllib.judge import judge_world_model
+from wm_rllib.models import VariationalAutoencoder
+from wm_rllib.models.judging import Windows, discounted, dreamed_returns, open_loop_skill, real_returns
+from wm_rllib.models.mdn_rnn import MDNRNN, Outcome, State
+from wm_rllib.models.mixture import MixtureParams
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.replay import MASK
+
+SHIFT = torch.tensor([0.1, -0.2, 0.0])
+MEAN, REWARD_MEAN = torch.tensor([0.3, -0.4, 0.05]), 1.5
+
+
+class FirstThree(nn.Module):
+    """The first three numbers of an observation and a log variance of 0; three latents and a zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = x.new_zeros(len(x), 3 if x.shape[1] == OBSERVATION_DIM else 1)
+        return torch.cat([x[:, :3], rest], -1)
+
+
+class ExactVAE(VariationalAutoencoder):
+    """z is the observation's first three numbers; the fourth is always 0."""
+
+    def make_encoder(self) -> nn.Module:
+        return FirstThree()
+
+    def make_decoder(self) -> nn.Module:
+        return FirstThree()
+
+
+def certain(mean: Tensor, components: int) -> MixtureParams:
+    mean = mean.unsqueeze(-2).expand(*mean.shape[:-1], components, -1)
+    return MixtureParams(torch.zeros(mean.shape[:-1]).log_softmax(-1), mean, torch.full_like(mean, -20.0))
+
+
+class Perfect(MDNRNN):
+    """Knows the system below: z moves by a shift that the action turns round, and pays for where it was."""
+
+    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
+        return certain(z + SHIFT * (action[:, :1] - action[:, 1:]), self.config.num_mixtures)
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        return Outcome(10.0 * z[..., 0], torch.full_like(z[..., 0], -50.0))
+
+
+class Mean(MDNRNN):
+    """Always says the means that the test gives it."""
+
+    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
+        return certain(self.says.expand_as(z), self.config.num_mixtures)
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        reward = self.pays.expand_as(z[..., 0])
+        return Outcome(reward, torch.zeros_like(reward))
+
+
+class Counting(Perfect):
+    """Its h counts steps."""
+
+    def step(self, z: Tensor, action: Tensor, state: State) -> State:
+        return state[0] + 1.0, state[1]
+
+    def unroll(self, z: Tensor, action: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        assert state is not None
+        steps = torch.arange(1.0, z.shape[1] + 1.0)[None, :, None]
+        return state[0][:, None] + steps, (state[0] + z.shape[1], state[1])
+
+
+def model_of(mdn_rnn_class: type) -> WorldModel:
+    return world_model(mdn_rnn_class=mdn_rnn_class, vae=vae_config(), vae_class=ExactVAE).eval()
+
+
+def windows(burn_in: int = 2, horizon: int = 4, count: int = 40) -> Windows:
+    """Real experience of that system, all of it valid and without an end."""
+    width = burn_in + horizon
+    actions = torch.randint(2, (count, width))
+    observations = torch.zeros(count, width + 1, OBSERVATION_DIM)
+    observations[:, 0, :3] = torch.randn(count, 3)
+    for t in range(width):
+        observations[:, t + 1, :3] = observations[:, t, :3] + SHIFT * (1.0 - 2.0 * actions[:, t, None])
+    return Windows(
+        burn_in=burn_in,
+        observations=observations,
+        actions=actions,
+        rewards=10.0 * observations[:, :-1, 0],
+        terminateds=torch.zeros(count, width, dtype=torch.bool),
+        mask=torch.ones(count, width, dtype=torch.bool),
+    )
+
+
+def shortened(whole: Windows, lengths: dict[int, int], *, terminated: bool) -> Windows:
+    """Some rows with fewer steps after their start."""
+    mask, terminateds = whole.mask.clone(), whole.terminateds.clone()
+    for row, length in lengths.items():
+        mask[row, whole.burn_in + length :] = False
+        terminateds[row, whole.burn_in + length - 1] = terminated
+    nonsense = torch.where(mask, whole.rewards, torch.full_like(whole.rewards, 1e6))
+    return dataclasses.replace(whole, mask=mask, terminateds=terminateds, rewards=nonsense)
+
+
+def test_a_perfect_model_has_a_skill_of_one():
+    skill = open_loop_skill(model_of(Perfect), windows())
+    torch.testing.assert_close(skill.observation, torch.ones(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(skill.reward, torch.ones(4), atol=1e-5, rtol=0)
+
+
+def mean_model(of: Windows) -> WorldModel:
+    """A model that always says the mean of all valid steps."""
+    model, valid = model_of(Mean), of.mask[:, of.burn_in :]
+    model.mdn_rnn.says = of.observations[:, of.burn_in + 1 :][valid][:, :3].mean(0)
+    model.mdn_rnn.pays = of.rewards[:, of.burn_in :][valid].mean()
+    return model
+
+
+def test_the_mean_has_a_skill_of_zero():
+    fresh = windows(count=3000)
+    skill = open_loop_skill(mean_model(fresh), fresh)
+    # By steps ahead around zero, since spread grows along the way; over all steps exactly zero.
+    for values in (skill.observation, skill.reward):
+        assert values.abs().max() < 0.1
+        assert values.mean().item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_skill_by_hand():
+    fresh, model = shortened(windows(count=5), {0: 1, 3: 3}, terminated=False), model_of(Mean)
+    model.mdn_rnn.says, model.mdn_rnn.pays = MEAN, torch.tensor(REWARD_MEAN)
+    model.vae.set_normalisation(torch.zeros(4), torch.tensor([1.0, 2.0, 4.0, 1.0]))
+    model.mdn_rnn.reward_scale.fill_(5.0)
+    # Latents are in units of their own, here; the prediction is decoded into those of observations and back.
+    units, future = np.array([1.0, 2.0, 4.0]), fresh.observations[:, 3:, :3].numpy()
+    valid = fresh.mask[:, 2:].numpy()
+    real = future / units
+    variance = sum(real[..., d][valid].var() for d in range(3))
+    rewards = fresh.rewards[:, 2:].numpy() / 5.0
+    skill = open_loop_skill(model, fresh)
+    for step in range(4):
+        rows = valid[:, step]
+        error = ((MEAN.numpy() - real[rows, step]) ** 2).sum(-1).mean()
+        assert skill.observation[step].item() == pytest.approx(1.0 - error / variance, rel=1e-4)
+        reward_error = ((REWARD_MEAN / 5.0 - rewards[rows, step]) ** 2).mean()
+        assert skill.reward[step].item() == pytest.approx(1.0 - reward_error / rewards[valid].var(), rel=1e-4)
+
+
+def test_skill_is_unknown_where_no_window_reaches():
+    fresh = shortened(windows(count=6), dict.fromkeys(range(6), 2), terminated=True)
+    skill = open_loop_skill(model_of(Perfect), fresh)
+    for values in (skill.observation, skill.reward):
+        torch.testing.assert_close(values[:2], torch.ones(2), atol=1e-5, rtol=0)
+        assert values[2:].isnan().all()
+
+
+def test_what_does_not_vary_need_not_be_predicted_to_its_last_digit():
+    fresh = windows(count=20)
+    constant = dataclasses.replace(
+        fresh, rewards=torch.ones_like(fresh.rewards), observations=torch.zeros_like(fresh.observations)
+    )
+    model = model_of(Mean)
+    model.mdn_rnn.says, model.mdn_rnn.pays = torch.full((3,), 1e-3), torch.tensor(1.01)
+    skill = open_loop_skill(model, constant)
+    assert skill.observation.min() > 0.9
+    assert skill.reward.min() > 0.9
+
+
+def sees_h(features: Tensor) -> Tensor:
+    """A critic that reads the count of steps in h, and z."""
+    return 100.0 * features[:, LATENT_DIM] + features[:, 0]
+
+
+def test_real_returns_by_hand():
+    fresh = windows(burn_in=2, horizon=4, count=5)
+    fresh = shortened(fresh, {1: 2}, terminated=True)
+    fresh = shortened(fresh, {2: 4}, terminated=True)
+    fresh = shortened(fresh, {3: 3}, terminated=False)
+    fresh.mask[4, :1] = False  # one step of burn-in, not two
+    returns = real_returns(model_of(Counting), fresh, sees_h, 0.5).tolist()
+
+    def rewards(row: int, count: int) -> float:
+        return sum(0.5**k * fresh.rewards[row, 2 + k].item() for k in range(count))
+
+    def after(row: int, steps: int) -> float:
+        return 0.5**4 * (100.0 * steps + fresh.observations[row, -1, 0].item())
+
+    assert returns[0] == pytest.approx(rewards(0, 4) + after(0, 6), rel=1e-5)
+    assert returns[1] == pytest.approx(rewards(1, 2), rel=1e-5)
+    assert returns[2] == pytest.approx(rewards(2, 4), rel=1e-5)
+    assert np.isnan(returns[3])
+    assert returns[4] == pytest.approx(rewards(4, 4) + after(4, 5), rel=1e-5)
+
+
+def test_dreamed_returns_by_hand():
+    dreams = clockwork_dream([9, 9, 9, 9], horizon=3)
+    rewards = torch.tensor([[1.0, 2.0, 4.0]] * 4)
+    terminateds = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]]).bool()
+    dreams = dataclasses.replace(dreams, rewards=rewards, terminateds=terminateds)
+    values = dreamed_returns(dreams, lambda features: torch.full((len(features),), 80.0), 0.5)
+    assert values.tolist() == [1.0 + 1.0 + 1.0 + 10.0, 2.0, 3.0, 1.0]
+
+
+def test_discounted_by_hand():
+    assert discounted(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 8.0]]), 0.5).tolist() == [1.75, 2.0]
+
+
+class Critic:
+    """What the judge needs of C: it acts at random, and its values are constant."""
+
+    action_space = world_model().config.action_space
+    value_scale = 4.0
+
+    def get_exploration_action_dist_cls(self) -> Any:
+        return TorchCategorical
+
+    def forward_exploration(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {Columns.ACTION_DIST_INPUTS: torch.zeros(len(batch[Columns.OBS]), 2)}
+
+    def compute_values(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.zeros(len(batch[Columns.OBS]))
+
+
+def arrays_of(fresh: Windows) -> dict[str, np.ndarray]:
+    names = {
+        Columns.OBS: fresh.observations,
+        Columns.ACTIONS: fresh.actions,
+        Columns.REWARDS: fresh.rewards,
+        Columns.TERMINATEDS: fresh.terminateds,
+        MASK: fresh.mask,
+    }
+    return {name: value.numpy() for name, value in names.items()}
+
+
+def judge(model: WorldModel, fresh: Windows) -> Any:
+    return judge_world_model(model, Critic(), arrays_of(fresh), burn_in=2, gamma=0.9, temperature=1e-6)
+
+
+def test_a_judgement_of_a_perfect_model():
+    judgement = judge(model_of(Perfect), windows(count=400))
+    assert judgement.skill == pytest.approx([1.0] * 4, abs=1e-4)
+    # Dreams and real episodes were both acted in at random: what differs is chance.
+    assert judgement.gap_error > 0
+    assert abs(judgement.gap) < 4 * judgement.gap_error
+    assert judgement.return_scale == 4.0
+
+
+def test_a_judgement_takes_the_worse_of_both_skills():
+    model = model_of(Perfect)
+    fresh = windows(count=400)
+    for changed in (
+        dataclasses.replace(fresh, rewards=fresh.rewards + 20.0 * torch.randn_like(fresh.rewards)),
+        dataclasses.replace(fresh, observations=fresh.observations + 2.0 * torch.randn_like(fresh.observations)),
+    ):
+        skill = open_loop_skill(model, changed)
+        assert (skill.observation - skill.reward).abs().min() > 0.1
+        assert judge(model, changed).skill == pytest.approx(torch.minimum(skill.observation, skill.reward).tolist())
+
+
+def test_a_model_that_promises_too_much_has_a_gap():
+    fresh = windows(count=400)
+    judgement = judge(model_of(Perfect), dataclasses.replace(fresh, rewards=fresh.rewards - 1.0))
+    promised = 1.0 + 0.9 + 0.81 + 0.729
+    assert judgement.gap == pytest.approx(promised, abs=4 * judgement.gap_error)
+    assert judgement.gap > 2 * judgement.gap_error
+
+
+def test_without_windows_to_compare_there_is_no_gap():
+    fresh = shortened(windows(count=6), dict.fromkeys(range(5), 2), terminated=False)
+    judgement = judge(model_of(Perfect), fresh)
+    assert judgement.gap is None and judgement.gap_error is None
+    assert None not in judgement.skill
+    fresh = shortened(windows(count=6), dict.fromkeys(range(6), 2), terminated=False)
+    assert judge(model_of(Perfect), fresh).skill[2:] == [None, None]
+
+
+def test_the_start_is_burnt_in_from_its_own_past():
+    fresh = windows(burn_in=3, horizon=2, count=2)
+    fresh.mask[1, :2] = False
+    z, (h, _) = fresh.start(model_of(Counting))
+    torch.testing.assert_close(z, fresh.observations[:, 3, :3])
+    assert h.tolist() == [[3.0] * HIDDEN_DIM, [1.0] * HIDDEN_DIM]
+    assert fresh.horizon == 2
