@@ -48,6 +48,9 @@ def test_the_same_config_without_a_connector_is_valid(nothing_starts: None):
         ({"imagination_ratio": "automatic"}, ("imagination_ratio", "'automatic'", 'or "auto"')),
         ({"min_imagination_horizon": 0}, ("min_imagination_horizon", "0", "a whole number of at least 1")),
         ({"max_disagreement": 0.0}, ("max_disagreement", "0.0", "a number above 0, or null")),
+        ({"max_disagreement": 3.0, "ensemble_size": 0}, ("max_disagreement = 3.0", "ensemble_size = 0")),
+        ({"max_disagreement": 3.0, "ensemble_size": 1}, ("max_disagreement = 3.0", "ensemble_size = 1")),
+        ({"policy_hidden_dims": []}, ("policy_hidden_dims = []", "must have a layer")),
         ({"ensemble_size": 1.5}, ("ensemble_size", "1.5", "a whole number of at least 0")),
         (
             {"imagination_ratio": "auto", "min_imagination_horizon": 6, "imagination_horizon": 5},

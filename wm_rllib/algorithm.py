@@ -242,7 +242,7 @@ class WorldModelPPO(PPO):
             windows_ref = call(self._replay.service, "newest_windows", NUM_WINDOWS, *length)
             if windows_ref is None:
                 return None
-            judgements = on_learners(self.learner_group, "judge", windows_ref=windows_ref)
+            judgements = on_learners(self.learner_group, "judge", windows_ref=windows_ref, seed=seed)
         return next(judgement for judgement in judgements if judgement is not None)
 
     def _dream_and_update(self, real: RealExperience, ratio: float, round_index: int) -> None:

@@ -283,6 +283,15 @@ class WorldModelPPOConfig(PPOConfig):
                 f"min_imagination_horizon = {self.min_imagination_horizon} must not exceed imagination_horizon = "
                 f"{self.imagination_horizon}. Fix: lower the one or raise the other."
             )
+        if self.max_disagreement is not None and self.ensemble_size in (0, 1):
+            self._value_error(
+                f"max_disagreement = {self.max_disagreement} cuts dreams where an ensemble disagrees, but ensemble_size = "
+                f"{self.ensemble_size}. Fix: ensemble_size of 2 or more, or max_disagreement null."
+            )
+        if not self.policy_hidden_dims:
+            self._value_error(
+                "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
+            )
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()

@@ -368,10 +368,11 @@ class WorldModelPPOLearner(PPOTorchLearner):
         names = ("reward_mean", "reward_scale", "last_reward_scale", "termination_rate")
         self.world_model.mdn_rnn.set_normalisation(*(tensors[name] for name in names))
 
-    def judge(self, windows_ref: ray.ObjectRef) -> Judgement | None:
+    def judge(self, windows_ref: ray.ObjectRef, seed: int | None) -> Judgement | None:
         """What learner 0 finds of M on fresh experience, for the gate; None from the others."""
         if self._learner_index:
             return None
+        seed_process(seed)
         self.world_model.eval()
         try:
             return judge_world_model(
