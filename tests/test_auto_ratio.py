@@ -100,10 +100,10 @@ def test_m_is_judged_before_it_is_fitted_to_what_judges_it(build: Any, monkeypat
     algorithm, calls = build(), []
     judge, update = WorldModelPPOLearner.judge, WorldModelPPOLearner.update
 
-    def judged(self: Any, windows_ref: Any) -> Any:
+    def judged(self: Any, windows_ref: Any, seed: int | None) -> Any:
         calls.append("judge")
         assert ray.get(windows_ref)["mask"].shape[1] == algorithm.config.burn_in + HORIZON
-        return judge(self, windows_ref)
+        return judge(self, windows_ref, seed)
 
     def updated(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append("update")

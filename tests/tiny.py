@@ -36,6 +36,7 @@ def tiny_config(env: Any = "CartPole-v1", **overrides: Any) -> WorldModelPPOConf
             replay_capacity=2000,
         )
         .dreamers(imagination_ratio=0.5, imagination_horizon=HORIZON, num_dream_rounds=ROUNDS, burn_in=4)
+        .env_runners(num_envs_per_env_runner=1)
         .training(train_batch_size_per_learner=TRAIN_BATCH, minibatch_size=64, num_epochs=2)
         .evaluation(evaluation_duration=2)
         .debugging(seed=0, log_level="ERROR")

@@ -285,8 +285,8 @@ class WorldModelPPOConfig(PPOConfig):
             )
         if self.max_disagreement is not None and self.ensemble_size in (0, 1):
             self._value_error(
-                f"max_disagreement = {self.max_disagreement} cuts dreams where an ensemble disagrees, but ensemble_size = "
-                f"{self.ensemble_size}. Fix: ensemble_size of 2 or more, or max_disagreement null."
+                f"max_disagreement = {self.max_disagreement} cuts dreams where an ensemble disagrees, but "
+                f"ensemble_size = {self.ensemble_size}. Fix: ensemble_size of 2 or more, or max_disagreement null."
             )
         if not self.policy_hidden_dims:
             self._value_error(
