@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 SMALL = (
     "world_model.vae.hidden_dims=[16],world_model.mdn_rnn.hidden_dim=8,world_model.training.pretrain_epochs=4,"
     "world_model.training.imagination_ratio=0.5,world_model.data_collection.random_collection_steps=60,"
-    "ppo.train_batch_size_per_learner=32"
+    "ppo.train_batch_size_per_learner=32,env_runners.num_envs_per_env_runner=1"
 )
 
 
