@@ -370,7 +370,7 @@ class Bench:
 
     def dream(self, rows: list[int], *, seed: int = 0, first_start: int = 0, horizon: int = 5) -> Any:
         """One order."""
-        return self.dreamer.dream(DreamRequest(rows, horizon, 1.0, None, self.starts, first_start, seed))
+        return self.dreamer.dream(DreamRequest(rows, horizon, 1.0, None, 0.0, self.starts, first_start, seed))
 
 
 @pytest.fixture

@@ -338,6 +338,7 @@ class WorldModelPPO(PPO):
             horizon=self._horizon,
             temperature=self.config.temperature,
             max_disagreement=self.config.max_disagreement,
+            exploration_bonus=self.config.exploration_bonus,
             burn_in=self.config.burn_in,
         )
         with self._report.stage("dream"):

@@ -89,6 +89,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.imagination_horizon = 50
         self.min_imagination_horizon = 5
         self.max_disagreement: float | None = None
+        self.exploration_bonus = 0.1
         self.temperature = 1.0
         self.num_dream_rounds = 6
         self.dream_batch_size = 12_800
@@ -217,6 +218,7 @@ class WorldModelPPOConfig(PPOConfig):
         imagination_horizon: int = NotProvided,
         min_imagination_horizon: int = NotProvided,
         max_disagreement: float | None = NotProvided,
+        exploration_bonus: float = NotProvided,
         temperature: float = NotProvided,
         num_dream_rounds: int = NotProvided,
         dream_batch_size: int = NotProvided,
@@ -239,6 +241,8 @@ class WorldModelPPOConfig(PPOConfig):
             min_imagination_horizon: With "auto" the least.
             max_disagreement: Dreams are cut, and bootstrapped, after a step on which the ensemble disagrees more than
                 this many times as much as is usual on real steps; None: never.
+            exploration_bonus: Dreamed reward for trying what the ensemble disagrees on more than is usual on real
+                steps, in units of the reward's scale; 0: none.
             temperature: tau of M's mixture.
             num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy.
             dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).

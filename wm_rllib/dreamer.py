@@ -49,6 +49,7 @@ class DreamRequest:
         horizon: H.
         temperature: tau of M's mixture.
         max_disagreement: Where dreams are cut; see `dream`.
+        exploration_bonus: What it is worth to try what M is unsure of; see `dream`.
         starts_ref: Reference to at least as many start sequences as `num_lanes` says.
         first_start: Index of the first start that is this dreamer's.
         seed: Seed of this stage and dreamer, or None.
@@ -58,6 +59,7 @@ class DreamRequest:
     horizon: int
     temperature: float
     max_disagreement: float | None
+    exploration_bonus: float
     starts_ref: ray.ObjectRef
     first_start: int
     seed: int | None
@@ -178,7 +180,7 @@ class Dreamer(FaultAwareApply):
             z, state = self._world_model.burn_in(observations, actions, mask)
         policy = make_policy(self._module)
         how = request.horizon, request.temperature, request.max_disagreement
-        return dream(self._world_model, policy, z, state, *how)
+        return dream(self._world_model, policy, z, state, *how, exploration_bonus=request.exploration_bonus)
 
 
 def make_policy(module: Any) -> Policy:

@@ -35,6 +35,7 @@ class DreamOrder:
     horizon: int
     temperature: float
     max_disagreement: float | None
+    exploration_bonus: float
     burn_in: int
 
 
@@ -184,6 +185,7 @@ class DreamerPool:
                 horizon=order.horizon,
                 temperature=order.temperature,
                 max_disagreement=order.max_disagreement,
+                exploration_bonus=order.exploration_bonus,
                 starts_ref=starts_ref,
                 first_start=sum(lanes[:worker]),
                 seed=None if seed is None else stage_seed(seed, 0, "dreamer", worker),

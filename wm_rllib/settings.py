@@ -143,6 +143,12 @@ SETTINGS: tuple[Setting, ...] = (
             number(above=0, optional=True),
             "Disagreement, of what is usual on real steps, above which dreams are cut; null: never.",
         ),
+        (
+            "exploration_bonus",
+            "exploration_bonus",
+            number(0),
+            "Dreamed reward for trying what M is unsure of, in units of the reward's scale; 0: none.",
+        ),
         ("num_dream_rounds", "num_dream_rounds", whole(1), "Dream-and-update rounds of an iteration."),
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),

@@ -20,6 +20,8 @@ from wm_rllib.models.world_model import WorldModel
 Policy = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Features [B, F] to (actions [B, ...] in policy space, their log-probabilities [B], distribution inputs [B, .])."""
 
+MAX_BONUS = 5.0
+"""Of a step: what is far away from all that is known is not worth more than what is just outside."""
 SMALLEST_UNIFORM = 2.0**-25
 """Below every positive number that torch.rand draws; its logit is finite."""
 
@@ -222,6 +224,7 @@ def dream(
     temperature: float,
     max_disagreement: float | None = None,
     noise: DreamNoise | None = None,
+    exploration_bonus: float = 0.0,
 ) -> Dream:
     """Imagines `horizon` steps in each of B lanes, from start latents [B, Z] and states [B, D].
 
@@ -238,6 +241,7 @@ def dream(
         max_disagreement: A dream is cut after a step on which M's ensemble disagrees by more than this many times what
             is usual on real steps; None: never.
         noise: What `draw_dream_noise` returned.
+        exploration_bonus: Reward for steps of which M is unsure; see `bonus`.
     """
     with torch.no_grad():
         noise = noise or draw_dream_noise(world_model, policy, horizon, len(start_z))
@@ -256,7 +260,28 @@ def dream(
             _write_features(transition, bootstrap)
         cuts = transition.cuts() if horizon > 1 else None  # the last step is a truncation in any case
         after = () if cuts is None else (cuts.truncateds, cuts.features[:, : world_model.feature_dim])
-        return Dream(features, *actor.columns(), *transition.outcomes(), bootstrap, *after)
+        actions, logp, inputs = actor.columns()
+        rewards, terminateds = transition.outcomes()
+        if exploration_bonus:
+            rewards = rewards + exploration_bonus * bonus(world_model, features, actions)
+        return Dream(features, actions, logp, inputs, rewards, terminateds, bootstrap, *after)
+
+
+def bonus(world_model: WorldModel, features: Tensor, actions: Tensor) -> Tensor:
+    """What it is worth to try steps of which M is unsure, [B, H], in units of the reward's scale.
+
+    M's ensemble disagrees by 1 at most, usually, on real steps; the bonus is what exceeds that, up to `MAX_BONUS`. As
+    real steps come in, M becomes sure of them and the bonus goes (Pathak et al. 2019; Sekar et al. 2020).
+
+    Args:
+        world_model: V and M.
+        features: [B, H, F]; the latents come first in them.
+        actions: [B, H, ...] in policy space.
+    """
+    z = features[..., : world_model.config.vae.latent_dim].flatten(0, 1)
+    encoded = world_model.codec.encode(actions.flatten(0, 1))
+    excess = (world_model.mdn_rnn.disagreement(z, encoded) - 1.0).clamp(0.0, MAX_BONUS)
+    return world_model.mdn_rnn.reward_scale * excess.view(features.shape[:2])
 
 
 def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> PlainActor | ControllerActor:
