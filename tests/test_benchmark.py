@@ -445,3 +445,8 @@ def test_list_names_every_contender(capsys):
     assert main(["benchmark", "list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in CONTENDERS)
+
+
+def test_contenders_with_many_settings_have_names_that_fit_and_differ():
+    one, other = (slug("wm@" + "ppo.gamma=0.99," * 30 + f"ppo.lambda=0.{last}") for last in (8, 9))
+    assert len(one) < 140 and len(other) < 140 and one != other

@@ -17,6 +17,8 @@ from wm_rllib.benchmark.measuring import COMPLETE, RUNNING, Point
 from wm_rllib.cli.errors import CommandError
 
 FORMAT_VERSION = 1
+MAX_NAME = 120
+"""Characters of a folder's name that are taken from a contender with many settings."""
 DEFAULT_ROOT = Path("benchmarks/results")
 
 
@@ -93,8 +95,8 @@ class Store:
 
 
 def slug(text: str) -> str:
-    """Return a text as a file name, different for different texts."""
-    name = re.sub(r"[^\w.=@,+-]+", "-", text)
+    """Return a text as a file name, different for different texts, and short enough for any file system."""
+    name = re.sub(r"[^\w.=@,+-]+", "-", text)[:MAX_NAME]
     return name if name == text else f"{name}-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
 
 
