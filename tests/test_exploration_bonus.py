@@ -63,6 +63,8 @@ def test_without_an_ensemble_there_is_none():
     assert torch.equal(one.rewards, other.rewards)
 
 
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
 def test_dreamers_are_told(monkeypatch: pytest.MonkeyPatch):
     algorithm, told = tiny_config(exploration_bonus=0.7).build_algo(), []
     original = algorithm._pool.dream
