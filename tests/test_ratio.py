@@ -24,9 +24,8 @@ def merges(monkeypatch):
     seen = []
     original = WorldModelPPOLearner._merge
 
-    def merge(learner, real, imagined):
-        batch = original(learner, real, imagined)
-        sources = [real, imagined] if real else [imagined]
+    def merge(learner, sources):
+        batch = original(learner, sources)
         assert len(batch[Columns.OBS]) == sum(len(source[Columns.OBS]) for source in sources)
         seen.append(tuple(len(source[Columns.OBS]) for source in sources))
         return batch

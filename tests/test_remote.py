@@ -396,9 +396,9 @@ def pair(local_ray):
 def _record_merges(learner) -> None:
     learner.merges, original = [], learner._merge
 
-    def merge(real, imagined):
-        learner.merges.append([len(source["obs"]) for source in (real, imagined)])
-        return original(real, imagined)
+    def merge(sources):
+        learner.merges.append([len(source["obs"]) for source in sources])
+        return original(sources)
 
     learner._merge = merge
 
