@@ -53,8 +53,8 @@ METRICS: dict[str, Metric] = {
     ),
     "imagination/cut": Metric("Share of this iteration's dreams that were cut because M was unsure.", "0 to 1"),
     "imagination/return_gap": Metric(
-        "Mean value target of dreamed rows, bonus included, less that of real ones; dreams start elsewhere, so watch its "
-        "trend.",
+        "Mean value target of dreamed rows, bonus included, less that of real ones; dreams start elsewhere, so watch "
+        "its trend.",
         "return",
     ),
     "imagination/staleness": Metric(
