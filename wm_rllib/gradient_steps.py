@@ -1,14 +1,13 @@
 """Gradient steps over a batch of one module, without RLlib's costs per minibatch.
 
 RLlib's loop slices SampleBatches, logs a dozen metrics and checks every parameter for NaN in each minibatch: with
-networks of 64 units that is two thirds of the time. The losses stay RLlib's own.
+networks of 64 units that is a third of the time (docs/performance.md). The losses stay RLlib's own.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +65,6 @@ class Minibatches:
         device = next(iter(self._columns.values())).device
         make = torch.randperm if self._shuffle else torch.arange
         return torch.cat([make(self._num_rows, device=device) for _ in range(epochs)])
-
-
-@contextmanager
-def without_validation() -> Iterator[None]:
-    """Leaves out torch.distributions' checks of its arguments: they cost as much as the loss."""
-    before = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 class Silent:

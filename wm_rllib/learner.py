@@ -23,7 +23,7 @@ from torch import Tensor
 from wm_rllib.advantages import standardise
 from wm_rllib.dreamed_rows import COLUMNS, Block, RowColumns, dreamed_rows
 from wm_rllib.gate import Judgement
-from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip, without_validation
+from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
 from wm_rllib.judge import judge_world_model
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import imagined_rows, may_dream, real_rows_for
@@ -95,8 +95,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self._imagined = None if imagined is None else imagined[self._learner_index]
         self._real_rows = real_rows[self._learner_index] if real_rows else None
         try:
-            with without_validation():
-                return super().update(*args, **kwargs)
+            return super().update(*args, **kwargs)
         finally:
             self._imagined = None
 
