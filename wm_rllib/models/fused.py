@@ -2,7 +2,7 @@
 
 A lane is one row [h | z | a | z' | c] of a matrix, so that what each network takes is a slice of it and nothing is
 concatenated: the LSTM takes [h, z, a]; M's head, once h has been overwritten by h', takes [h', z, a]; the outcome
-head takes [z, a, z'].
+head takes [z, a, z'], once its first layer has been rewritten for them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def can_fuse(mdn_rnn: MDNRNN) -> bool:
         getattr(type(mdn_rnn), name) is getattr(MDNRNN, name)
         for name in ("predict", "outcome", "decode_mixture", "decode_outcome")
     )
-    heads = (mdn_rnn.mixture_head, mdn_rnn.outcome_head)
-    return own and can_fuse_step(mdn_rnn) and all(is_plain(flat_layers(head)[-1], nn.Linear) for head in heads)
+    mixture, outcome = flat_layers(mdn_rnn.mixture_head), flat_layers(mdn_rnn.outcome_head)
+    linear = all(is_plain(layer, nn.Linear) for layer in (mixture[-1], outcome[0], outcome[-1]))
+    return own and can_fuse_step(mdn_rnn) and linear
 
 
 class Cell:
@@ -154,6 +155,21 @@ class MixtureHead:
             out.add_(z)
 
 
+def outcome_layers(mdn_rnn: MDNRNN) -> list[nn.Module]:
+    """The outcome head as layers that take [z, a, z'] where its own take [z, a, (z' - z) / change scale]."""
+    first, *rest = flat_layers(mdn_rnn.outcome_head)
+    assert isinstance(first, nn.Linear)
+    width = mdn_rnn.config.latent_dim
+    folded = nn.Linear(first.in_features, first.out_features, device=first.weight.device)
+    with torch.no_grad():
+        change = first.weight[:, -width:] / mdn_rnn.change_scale
+        folded.weight.copy_(first.weight)
+        folded.weight[:, :width] -= change
+        folded.weight[:, -width:] = change
+        folded.bias.zero_() if first.bias is None else folded.bias.copy_(first.bias)
+    return [folded, *rest]
+
+
 class FusedTransition:
     """Steps of all lanes through M. See `wm_rllib.models.dreaming.Transition`.
 
@@ -184,7 +200,7 @@ class FusedTransition:
         self._lanes, self._spare = (Lanes(mdn_rnn, start_z, start_state) for _ in range(2))
         self._cell = Cell(mdn_rnn.lstm, rows)
         self._head = MixtureHead(mdn_rnn, rows)
-        self._outcome = Stack(flat_layers(mdn_rnn.outcome_head), rows)
+        self._outcome = Stack(outcome_layers(mdn_rnn), rows)
         self._gumbel, self._normal = temperature * noise.gumbel, math.sqrt(temperature) * noise.normal
         self._death_logit = death_logit
         self._cutter = cutter

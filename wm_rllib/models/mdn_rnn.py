@@ -157,8 +157,12 @@ class MDNRNN(nn.Module):
         return MixtureParams(log_pi, mean, log_sigma + self.change_scale.log())
 
     def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
-        """r_t and done_t of the transition from z_t [..., Z] by a_t [..., A] to z_{t+1} [..., Z]."""
-        return self.decode_outcome(self.outcome_head(torch.cat([z, action, next_z], -1)))
+        """r_t and done_t of the transition from z_t [..., Z] by a_t [..., A] to z_{t+1} [..., Z].
+
+        The head sees the change, in its own units: many rewards are differences from step to step, which a network on
+        z_t and z_{t+1} has to find in their last digits.
+        """
+        return self.decode_outcome(self.outcome_head(torch.cat([z, action, (next_z - z) / self.change_scale], -1)))
 
     def decode_outcome(self, out: Tensor) -> Outcome:
         """What the outcome head's output [..., 3] stands for; its last column is the logit of termination."""
