@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wm_rllib.models import MDNRNN, VariationalAutoencoder
-from wm_rllib.models.mdn_rnn import Outcome
+from wm_rllib.models.outcome import Outcome
 
 
 class CustomVAE(VariationalAutoencoder):

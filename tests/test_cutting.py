@@ -209,7 +209,7 @@ def test_dreamers_cut_as_they_are_told(no_ray: None):
     assert bench.runner.world_model.mdn_rnn.ensemble is not None
 
     def ordered(limit: float | None) -> Any:
-        return bench.dreamer.dream(DreamRequest([7, 8], 5, 1.0, limit, 0.0, bench.starts, 0, 0))  # type: ignore[arg-type]
+        return bench.dreamer.dream(DreamRequest([7, 8], 5, 1.0, limit, 0.0, 0.0, bench.starts, 0, 0))  # type: ignore[arg-type]
 
     for limit, cuts in ((None, 0), (math.inf, 0), (0.0, 11)):
         dreamed = ordered(limit)

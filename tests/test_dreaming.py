@@ -30,8 +30,9 @@ from wm_rllib.dreamer import (
 )
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import Dream, dream
-from wm_rllib.models.mdn_rnn import MDNRNN, Outcome, State
+from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
+from wm_rllib.models.outcome import Outcome
 from wm_rllib.parameter_server import ParameterServer, make_record
 from wm_rllib.replay import MASK
 
@@ -370,7 +371,7 @@ class Bench:
 
     def dream(self, rows: list[int], *, seed: int = 0, first_start: int = 0, horizon: int = 5) -> Any:
         """One order."""
-        return self.dreamer.dream(DreamRequest(rows, horizon, 1.0, None, 0.0, self.starts, first_start, seed))
+        return self.dreamer.dream(DreamRequest(rows, horizon, 1.0, None, 0.0, 0.0, self.starts, first_start, seed))
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from wm_rllib.judge import judge_world_model
 from wm_rllib.models import VariationalAutoencoder
 from wm_rllib.models.judging import Windows, discounted, dreamed_returns, open_loop_skill, real_returns
-from wm_rllib.models.mdn_rnn import MDNRNN, Outcome, State
+from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
+from wm_rllib.models.outcome import Outcome
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay import MASK
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from wm_rllib.models import MDNRNN
 from wm_rllib.models.dreaming import dream
-from wm_rllib.models.mdn_rnn import SMALLEST_CHANGE, Outcome
+from wm_rllib.models.mdn_rnn import SMALLEST_CHANGE
+from wm_rllib.models.outcome import Outcome
 
 SCALE = torch.tensor([0.5, 2.0, 0.1])
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

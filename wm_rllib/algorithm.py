@@ -339,6 +339,7 @@ class WorldModelPPO(PPO):
             temperature=self.config.temperature,
             max_disagreement=self.config.max_disagreement,
             exploration_bonus=self.config.exploration_bonus,
+            optimism=self.config.optimism,
             burn_in=self.config.burn_in,
         )
         with self._report.stage("dream"):

@@ -90,6 +90,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.min_imagination_horizon = 5
         self.max_disagreement: float | None = None
         self.exploration_bonus = 0.1
+        self.optimism = 1.0
         self.temperature = 1.0
         self.num_dream_rounds = 6
         self.dream_batch_size = 12_800
@@ -219,6 +220,7 @@ class WorldModelPPOConfig(PPOConfig):
         min_imagination_horizon: int = NotProvided,
         max_disagreement: float | None = NotProvided,
         exploration_bonus: float = NotProvided,
+        optimism: float = NotProvided,
         temperature: float = NotProvided,
         num_dream_rounds: int = NotProvided,
         dream_batch_size: int = NotProvided,
@@ -243,6 +245,8 @@ class WorldModelPPOConfig(PPOConfig):
                 this many times as much as is usual on real steps; None: never.
             exploration_bonus: Dreamed reward for trying what the ensemble disagrees on more than is usual on real
                 steps, in units of the reward's scale; 0: none.
+            optimism: Dreamed rewards are so many standard deviations, over the ensemble's expectations, above what M
+                expects, where those differ more than is usual on real steps; 0: none.
             temperature: tau of M's mixture.
             num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy.
             dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).

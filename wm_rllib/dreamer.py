@@ -50,6 +50,7 @@ class DreamRequest:
         temperature: tau of M's mixture.
         max_disagreement: Where dreams are cut; see `dream`.
         exploration_bonus: What it is worth to try what M is unsure of; see `dream`.
+        optimism: What it is worth to try what may turn out better than expected; see `dream`.
         starts_ref: Reference to at least as many start sequences as `num_lanes` says.
         first_start: Index of the first start that is this dreamer's.
         seed: Seed of this stage and dreamer, or None.
@@ -60,6 +61,7 @@ class DreamRequest:
     temperature: float
     max_disagreement: float | None
     exploration_bonus: float
+    optimism: float
     starts_ref: ray.ObjectRef
     first_start: int
     seed: int | None
@@ -180,7 +182,8 @@ class Dreamer(FaultAwareApply):
             z, state = self._world_model.burn_in(observations, actions, mask)
         policy = make_policy(self._module)
         how = request.horizon, request.temperature, request.max_disagreement
-        return dream(self._world_model, policy, z, state, *how, exploration_bonus=request.exploration_bonus)
+        bonuses = {"exploration_bonus": request.exploration_bonus, "optimism": request.optimism}
+        return dream(self._world_model, policy, z, state, *how, **bonuses)
 
 
 def make_policy(module: Any) -> Policy:

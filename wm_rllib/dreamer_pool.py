@@ -36,6 +36,7 @@ class DreamOrder:
     temperature: float
     max_disagreement: float | None
     exploration_bonus: float
+    optimism: float
     burn_in: int
 
 
@@ -186,6 +187,7 @@ class DreamerPool:
                 temperature=order.temperature,
                 max_disagreement=order.max_disagreement,
                 exploration_bonus=order.exploration_bonus,
+                optimism=order.optimism,
                 starts_ref=starts_ref,
                 first_start=sum(lanes[:worker]),
                 seed=None if seed is None else stage_seed(seed, 0, "dreamer", worker),

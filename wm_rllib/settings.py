@@ -149,6 +149,12 @@ SETTINGS: tuple[Setting, ...] = (
             number(0),
             "Dreamed reward for trying what M is unsure of, in units of the reward's scale; 0: none.",
         ),
+        (
+            "optimism",
+            "optimism",
+            number(0),
+            "Dreamed rewards are so many standard deviations, over the ensemble, above what M expects; 0: none.",
+        ),
         ("num_dream_rounds", "num_dream_rounds", whole(1), "Dream-and-update rounds of an iteration."),
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),

@@ -225,6 +225,7 @@ def dream(
     max_disagreement: float | None = None,
     noise: DreamNoise | None = None,
     exploration_bonus: float = 0.0,
+    optimism: float = 0.0,
 ) -> Dream:
     """Imagines `horizon` steps in each of B lanes, from start latents [B, Z] and states [B, D].
 
@@ -242,6 +243,8 @@ def dream(
             is usual on real steps; None: never.
         noise: What `draw_dream_noise` returned.
         exploration_bonus: Reward for steps of which M is unsure; see `bonus`.
+        optimism: How many standard deviations of M's ensemble above its expectation rewards are; see
+            `MDNRNN.optimism`.
     """
     with torch.no_grad():
         noise = noise or draw_dream_noise(world_model, policy, horizon, len(start_z))
@@ -262,26 +265,38 @@ def dream(
         after = () if cuts is None else (cuts.truncateds, cuts.features[:, : world_model.feature_dim])
         actions, logp, inputs = actor.columns()
         rewards, terminateds = transition.outcomes()
-        if exploration_bonus:
-            rewards = rewards + exploration_bonus * bonus(world_model, features, actions)
+        if exploration_bonus or optimism:
+            rewards = rewards + bonus(world_model, features, actions, exploration_bonus, optimism)
         return Dream(features, actions, logp, inputs, rewards, terminateds, bootstrap, *after)
 
 
-def bonus(world_model: WorldModel, features: Tensor, actions: Tensor) -> Tensor:
-    """What it is worth to try steps of which M is unsure, [B, H], in units of the reward's scale.
+def bonus(
+    world_model: WorldModel, features: Tensor, actions: Tensor, exploration_bonus: float, optimism: float
+) -> Tensor:
+    """What it is worth to try steps of which M is unsure, [B, H], in the environment's units.
 
-    M's ensemble disagrees by 1 at most, usually, on real steps; the bonus is what exceeds that, up to `MAX_BONUS`. As
-    real steps come in, M becomes sure of them and the bonus goes (Pathak et al. 2019; Sekar et al. 2020).
+    Of two things M may be unsure: of what a step leads to, and of what it brings. M's ensemble disagrees on the former
+    by 1 at most, usually, on real steps; what exceeds that, up to `MAX_BONUS`, counts in units of the reward's scale.
+    The latter has the units of rewards. As real steps come in, M becomes sure of both and the bonus goes (Pathak et al.
+    2019; Sekar et al. 2020).
 
     Args:
         world_model: V and M.
         features: [B, H, F]; the latents come first in them.
         actions: [B, H, ...] in policy space.
+        exploration_bonus: Weight of the former.
+        optimism: Weight of the latter.
     """
+    mdn_rnn = world_model.mdn_rnn
     z = features[..., : world_model.config.vae.latent_dim].flatten(0, 1)
     encoded = world_model.codec.encode(actions.flatten(0, 1))
-    excess = (world_model.mdn_rnn.disagreement(z, encoded) - 1.0).clamp(0.0, MAX_BONUS)
-    return world_model.mdn_rnn.reward_scale * excess.view(features.shape[:2])
+    total = torch.zeros(len(z), device=z.device)
+    if exploration_bonus:
+        excess = (mdn_rnn.disagreement(z, encoded) - 1.0).clamp(0.0, MAX_BONUS)
+        total += exploration_bonus * mdn_rnn.reward_scale * excess
+    if optimism:
+        total += optimism * mdn_rnn.optimism(z, encoded)
+    return total.view(features.shape[:2])
 
 
 def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> PlainActor | ControllerActor:

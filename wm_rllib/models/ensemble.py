@@ -15,8 +15,45 @@ SHOWN = 0.5
 """Share of the transitions that a member sees in a gradient step: seeing all, members would come to agree too well."""
 
 
-class Ensemble(nn.Module):
-    """E networks that each predict z_{t+1} - z_t from (z_t, a_t), all in two batched products.
+class Members(nn.Module):
+    """E networks of one hidden layer, all in two batched products.
+
+    Args:
+        input_dim: Width of the input.
+        output_dim: Width of each member's output.
+        size: E.
+        hidden_dim: Units of each member's hidden layer.
+    """
+
+    usual: Tensor
+
+    def __init__(self, input_dim: int, output_dim: int, size: int, hidden_dim: int):
+        super().__init__()
+        self.size = size
+        self.hidden = nn.Linear(input_dim, size * hidden_dim)
+        bound = 1.0 / math.sqrt(hidden_dim)
+        self.weight = nn.Parameter(torch.empty(size, hidden_dim, output_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(size, 1, output_dim))
+        self.register_buffer("usual", torch.ones(()))
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Each member's output, [E, N, out], for inputs [N, in]."""
+        hidden = torch.nn.functional.silu(self.hidden(inputs)).reshape(len(inputs), self.size, self.weight.shape[1])
+        return torch.baddbmm(self.bias, hidden.transpose(0, 1), self.weight)
+
+    def record_usual(self, spread: Tensor) -> None:
+        """Moves the record of what spread [N] is usual on real transitions; in training only."""
+        if self.training and len(spread):
+            self.usual.lerp_(torch.quantile(spread, USUAL_QUANTILE).clamp(min=1e-8), USUAL_RATE)
+
+    def mean_of_shown(self, error: Tensor) -> Tensor:
+        """The sum over members of their errors [E, N] on the transitions that they are shown, divided by N."""
+        shown = torch.rand(error.shape, device=error.device) < SHOWN
+        return (error * shown).sum() / max(1, error.shape[1])
+
+
+class Ensemble(Members):
+    """Members that each predict z_{t+1} - z_t from (z_t, a_t).
 
     Their spread is a measure of what M does not know, not of what is random: noise moves the data, not the members'
     means (Lakshminarayanan et al. 2017; Pathak et al. 2019). It does not see h, as M's outcome head does not.
@@ -28,21 +65,8 @@ class Ensemble(nn.Module):
         hidden_dim: Units of each member's hidden layer.
     """
 
-    usual: Tensor
-
     def __init__(self, input_dim: int, latent_dim: int, size: int, hidden_dim: int = 64):
-        super().__init__()
-        self.size, self.latent_dim = size, latent_dim
-        self.hidden = nn.Linear(input_dim, size * hidden_dim)
-        bound = 1.0 / math.sqrt(hidden_dim)
-        self.weight = nn.Parameter(torch.empty(size, hidden_dim, latent_dim).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(size, 1, latent_dim))
-        self.register_buffer("usual", torch.ones(()))
-
-    def predict(self, inputs: Tensor) -> Tensor:
-        """The members' z_{t+1} - z_t, [E, N, Z], for [z_t, a_t] [N, Z + A]."""
-        hidden = torch.nn.functional.silu(self.hidden(inputs)).reshape(len(inputs), self.size, self.weight.shape[1])
-        return torch.baddbmm(self.bias, hidden.transpose(0, 1), self.weight)
+        super().__init__(input_dim, latent_dim, size, hidden_dim)
 
     def disagreement(self, inputs: Tensor) -> Tensor:
         """Spread of the members [N], in multiples of what is usual on real transitions."""
@@ -56,12 +80,8 @@ class Ensemble(nn.Module):
             change: z_{t+1} - z_t, [N, Z].
         """
         predictions = self.predict(inputs)
-        if self.training and len(inputs):
-            usual = torch.quantile(_spread(predictions.detach()), USUAL_QUANTILE)
-            self.usual.lerp_(usual.clamp(min=1e-8), USUAL_RATE)
-        shown = torch.rand(predictions.shape[:2], device=change.device) < SHOWN
-        error = (predictions - change).square().sum(-1) * shown
-        return 0.5 * error.sum() / max(1, len(inputs))
+        self.record_usual(_spread(predictions.detach()))
+        return 0.5 * self.mean_of_shown((predictions - change).square().sum(-1))
 
 
 def _spread(predictions: Tensor) -> Tensor:

@@ -6,43 +6,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from wm_rllib.models.config import MDNRNNConfig
 from wm_rllib.models.ensemble import Ensemble
 from wm_rllib.models.layers import mlp
 from wm_rllib.models.mixture import MixtureParams, mixture_nll
+from wm_rllib.models.outcome import Outcome, OutcomeEnsemble, Truth
 
 State = tuple[Tensor, Tensor]
 """The LSTM's (h, c), each [B, D]."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a transition brings.
-
-    A last reward is often of another size than those before it (LunarLander: -100 or +100 against 1 or so), so there
-    may be a prediction for each case.
-
-    Attributes:
-        reward: [...] in the environment's units, if the episode goes on.
-        termination_logit: [...].
-        last_reward: [...] if it terminates; None: as `reward`.
-    """
-
-    reward: Tensor
-    termination_logit: Tensor
-    last_reward: Tensor | None = None
-
-    def reward_if(self, terminated: Tensor) -> Tensor:
-        """The reward [...], given whether the episode terminates [...]."""
-        return self.reward if self.last_reward is None else torch.where(terminated, self.last_reward, self.reward)
-
-    def expected_reward(self) -> Tensor:
-        """The reward [...], weighted by the probability of either case."""
-        if self.last_reward is None:
-            return self.reward
-        return torch.lerp(self.reward, self.last_reward, torch.sigmoid(self.termination_logit))
 
 
 @dataclass(frozen=True)
@@ -95,6 +67,7 @@ class MDNRNN(nn.Module):
         self.sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
         self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self.sizes))
         self.ensemble = Ensemble(input_dim, config.latent_dim, config.ensemble_size) if config.ensemble_size else None
+        self.outcome_ensemble = OutcomeEnsemble(input_dim, config.ensemble_size) if config.ensemble_size else None
         self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 3)
 
     @torch.no_grad()
@@ -179,6 +152,17 @@ class MDNRNN(nn.Module):
             return z.new_zeros(len(z))
         return self.ensemble.disagreement(torch.cat([z, action], -1))
 
+    def optimism(self, z: Tensor, action: Tensor) -> Tensor:
+        """How much better than expected the reward of z_t [N, Z] and a_t [N, A] may turn out: [N], in its own units.
+
+        The standard deviation of the expected reward over the members, above what is usual on real steps. 0 without an
+        ensemble.
+        """
+        if self.outcome_ensemble is None:
+            return z.new_zeros(len(z))
+        members = self.decode_outcome(self.outcome_ensemble.predict(torch.cat([z, action], -1)))
+        return (members.reward_spread() - self.outcome_ensemble.usual).clamp(min=0.0)
+
     def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.
 
@@ -205,21 +189,24 @@ class MDNRNN(nn.Module):
             # latents starts with errors larger than what it has to predict.
             self.change_scale.copy_((after - now).std(0).clamp(min=SMALLEST_CHANGE))
             self.has_change_scale.fill_(True)
-        outcome = self.outcome(now, action, after)
         nll = _mean(mixture_nll(self.predict(hidden, now, action), after))
-        units = torch.where(terminated, self.last_reward_scale, self.reward_scale)
-        reward_loss = _mean(0.5 * ((outcome.reward_if(terminated) - reward) / units).square())
-        termination_loss = _mean(
-            functional.binary_cross_entropy_with_logits(outcome.termination_logit, terminated.float(), reduction="none")
-        )
+        truth = Truth(reward, terminated, torch.where(terminated, self.last_reward_scale, self.reward_scale))
+        outcome = self.outcome(now, action, after)
+        reward_loss = _mean(truth.reward_error(outcome))
+        termination_loss = _mean(truth.termination_error(outcome))
         total = (
             self.config.nll_coeff * nll
             + self.config.reward_loss_coeff * reward_loss
             + self.config.termination_loss_coeff * termination_loss
+            + self._ensemble_loss(torch.cat([now, action], -1), after - now, truth)
         )
-        if self.ensemble is not None:
-            total = total + self.ensemble.loss(torch.cat([now, action], -1), after - now)
         return MDNRNNLosses(total, nll, reward_loss, termination_loss)
+
+    def _ensemble_loss(self, inputs: Tensor, change: Tensor, truth: Truth) -> Tensor | float:
+        if self.ensemble is None or self.outcome_ensemble is None:
+            return 0.0
+        members = self.decode_outcome(self.outcome_ensemble.predict(inputs))
+        return self.ensemble.loss(inputs, change) + self.outcome_ensemble.loss(members, truth)
 
 
 def _mean(values: Tensor) -> Tensor:
