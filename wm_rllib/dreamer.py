@@ -182,8 +182,8 @@ class Dreamer(FaultAwareApply):
             z, state = self._world_model.burn_in(observations, actions, mask)
         policy = make_policy(self._module)
         how = request.horizon, request.temperature, request.max_disagreement
-        bonuses = {"exploration_bonus": request.exploration_bonus, "optimism": request.optimism}
-        return dream(self._world_model, policy, z, state, *how, **bonuses)
+        bonus, optimism = request.exploration_bonus, request.optimism
+        return dream(self._world_model, policy, z, state, *how, exploration_bonus=bonus, optimism=optimism)
 
 
 def make_policy(module: Any) -> Policy:

@@ -139,7 +139,7 @@ class OurDream:
         # As after every update: the policy is new, so that the order includes pulling it.
         policy = ray.put(convert_to_numpy(self._module.get_state()))
         ray.get(self._server.push.remote(make_record(seed, (self._weights, 0), (policy, seed))))
-        request = DreamRequest([self.size.rows], self.size.horizon, 1.0, None, 0.0, self._starts, 0, seed)
+        request = DreamRequest([self.size.rows], self.size.horizon, 1.0, None, 0.0, 0.0, self._starts, 0, seed)
         start = time.perf_counter()
         dreamed = ray.get(self._dreamer.dream.remote(request))
         assert isinstance(dreamed, Dreamed), dreamed
