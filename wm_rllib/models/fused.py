@@ -156,13 +156,13 @@ class MixtureHead:
 
 
 def outcome_layers(mdn_rnn: MDNRNN) -> list[nn.Module]:
-    """The outcome head as layers that take [z, a, z'] where its own take [z, a, (z' - z) / change scale]."""
+    """The outcome head as layers that take [z, a, z'] where its own take [z, a, (z' - z) / outcome scale]."""
     first, *rest = flat_layers(mdn_rnn.outcome_head)
     assert isinstance(first, nn.Linear)
     width = mdn_rnn.config.latent_dim
     folded = nn.Linear(first.in_features, first.out_features, device=first.weight.device)
     with torch.no_grad():
-        change = first.weight[:, -width:] / mdn_rnn.change_scale
+        change = first.weight[:, -width:] / mdn_rnn.outcome_scale
         folded.weight.copy_(first.weight)
         folded.weight[:, :width] -= change
         folded.weight[:, -width:] = change

@@ -29,6 +29,8 @@ class MDNRNNLosses:
 
 SMALLEST_CHANGE = 1e-3
 """Of a latent from one step to the next, that is worth predicting."""
+SMALLEST_SHARE = 0.1
+"""Of the largest unit of change: the smallest that the outcome head's inputs are measured in."""
 
 
 class MDNRNN(nn.Module):
@@ -135,7 +137,16 @@ class MDNRNN(nn.Module):
         The head sees the change, in its own units: many rewards are differences from step to step, which a network on
         z_t and z_{t+1} has to find in their last digits.
         """
-        return self.decode_outcome(self.outcome_head(torch.cat([z, action, (next_z - z) / self.change_scale], -1)))
+        return self.decode_outcome(self.outcome_head(torch.cat([z, action, (next_z - z) / self.outcome_scale], -1)))
+
+    @property
+    def outcome_scale(self) -> Tensor:
+        """Units [Z] of the change that the outcome head sees: those of one step, but no latent's is magnified much.
+
+        Latents that V does not use change by a thousandth; in units of their own they would be as loud as the others,
+        and all noise.
+        """
+        return self.change_scale.maximum(SMALLEST_SHARE * self.change_scale.max())
 
     def decode_outcome(self, out: Tensor) -> Outcome:
         """What the outcome head's output [..., 3] stands for; its last column is the logit of termination."""
