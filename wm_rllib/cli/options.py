@@ -52,7 +52,9 @@ def requested_values(args: argparse.Namespace) -> dict[str, Any]:
     """
     tree = read_yaml(args.config) if args.config else None
     if isinstance(tree, Mapping) and SWEEP_SECTION in tree:
-        raise CommandError(f"{args.config} has the section {SWEEP_SECTION}, so it is for `sweep`. Fix: another --config.")
+        raise CommandError(
+            f"{args.config} has the section {SWEEP_SECTION}, so it is for `sweep`. Fix: another --config."
+        )
     values = parse_tree(tree)
     for path, value in assignments(args.set):
         setting = find_setting(path)

@@ -162,7 +162,9 @@ def _param_space(plan: SweepPlan, args: argparse.Namespace) -> dict[str, Any]:
 
 def _resume_command(folder: RunFolder, args: argparse.Namespace) -> str:
     address = ["--address", args.address] if args.address else []
-    return shlex.join(["python", "-m", "wm_rllib", "sweep", "--run-dir", str(folder.path), "--resume", "auto", *address])
+    return shlex.join(
+        ["python", "-m", "wm_rllib", "sweep", "--run-dir", str(folder.path), "--resume", "auto", *address]
+    )
 
 
 def _report(plan: SweepPlan, results: Any) -> int:

@@ -134,7 +134,9 @@ def _check_packages(spec: SweepSpec) -> None:
     if missing is not None:
         asked, package = missing
         fix = "pip install 'wm_rllib[sweep]'" if package == "optuna" else f"pip install {package}"
-        raise CommandError(f"{asked} needs the package {package}, which is not installed. Fix: {fix}, or remove the key.")
+        raise CommandError(
+            f"{asked} needs the package {package}, which is not installed. Fix: {fix}, or remove the key."
+        )
 
 
 def _check_pbt_knobs(spec: SweepSpec) -> None:
@@ -158,4 +160,3 @@ def _check_same_actors(spec: SweepSpec, configs: list[Any]) -> None:
                 f"{changed} is {spec.spaces[changed].yaml!r}, but pbt must keep a trial's actors, and {point[changed]!r} "
                 f"needs others than {spec.spaces[changed].arguments[0]!r}. Fix: give it one value, or leave that one out."
             )
-

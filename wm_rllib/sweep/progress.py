@@ -41,17 +41,19 @@ class SweepProgress(Callback):
         if before is not None and before != values:
             self._changed.add(trial.trial_id)
             changes = [
-                f"{self._knobs[attr]} {format_value(before[attr])} -> {format_value(value)}"
-                for attr, value in values.items()
-                if value != before[attr]
+                f"{path} {format_value(before[attr])} -> {format_value(values[attr])}"
+                for attr, path in self._knobs.items()
+                if values[attr] != before[attr]
             ]
             self._say(trial, f"changed: {', '.join(changes)}")
-        elif before is None:
+        else:
             shown = ", ".join(f"{path} {format_value(values[attr])}" for attr, path in self._knobs.items())
             self._say(trial, f"{'goes on' if trial.has_checkpoint() else 'starts'}: {shown}")
         self._values[trial.trial_id] = values
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Shows an evaluation, and after an exploit the rates that the optimisers work with."""
         rates = result["learning_rates"]
         if trial.trial_id in self._changed and None not in rates.values():

@@ -38,7 +38,11 @@ class ResumableASHA(ASHAScheduler):
 
 
 class ResumablePBT(PopulationBasedTraining):
-    """PBT that knows its population again when a sweep goes on, and says which trial took over from which."""
+    """PBT that knows its population again when a sweep goes on, and says which trial took over from which.
+
+    Never with `synch`: there Tune (2.60) may pause a trial that is still writing its checkpoint, keeps a decision to stop
+    it, and ends it at its next checkpoint.
+    """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Enters a restored trial's last evaluation as its last perturbation: the next is an interval later."""
@@ -46,16 +50,16 @@ class ResumablePBT(PopulationBasedTraining):
         past = past_evaluations(trial, self._metric)
         if not past:
             return
-        steps = past[-1][TIME_ATTR]
-        self._save_trial_state(self._trial_state[trial], steps, past[-1], trial)
-        self._trial_state[trial].last_perturbation_time = steps
-        done = steps // self._perturbation_interval
-        self._next_perturbation_sync = max(self._next_perturbation_sync, (done + 1) * self._perturbation_interval)
+        self._save_trial_state(self._trial_state[trial], past[-1][TIME_ATTR], past[-1], trial)
+        self._trial_state[trial].last_perturbation_time = past[-1][TIME_ATTR]
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         super()._exploit(tune_controller, trial, trial_to_clone)
         mine, theirs = (self._trial_state[each].last_score * self._metric_op for each in (trial, trial_to_clone))
-        print(f"exploit: {trial.trial_id} ({mine:.1f}) takes over from {trial_to_clone.trial_id} ({theirs:.1f})", flush=True)
+        print(
+            f"exploit: {trial.trial_id} ({mine:.1f}) takes over from {trial_to_clone.trial_id} ({theirs:.1f})",
+            flush=True,
+        )
 
 
 def make_scheduler(spec: SweepSpec) -> Any:
@@ -79,7 +83,6 @@ def make_scheduler(spec: SweepSpec) -> Any:
             resample_probability=search["pbt.resample_probability"],
             custom_explore_fn=functools.partial(clip_to_bounds, bounds=bounds),
             require_attrs=False,
-            synch=search["pbt.synch"],
         )
     return FIFOScheduler()
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wm_rllib.setting_types import boolean, number, one_of, text, whole
+from wm_rllib.setting_types import number, one_of, text, whole
 from wm_rllib.settings import Setting, SettingError, check_value, to_nested
 
 SECTION = "search"
@@ -32,7 +32,6 @@ _ROWS: tuple[tuple[str, Any, Any, str], ...] = (
     ("pbt.perturbation_interval", whole(1, optional=True), None, "Real steps between exploits; null: one interval."),
     ("pbt.quantile_fraction", number(0, 0.5), 0.25, "Share of the population that takes over from the best as many."),
     ("pbt.resample_probability", number(0, 1), 0.25, "Chance that a value is drawn anew rather than changed."),
-    ("pbt.synch", boolean(), False, "Wait for the whole population at each exploit."),
     ("wandb.project", text(), None, "Log to this project of Weights & Biases."),
     ("mlflow.experiment_name", text(), None, "Log to this experiment of MLflow."),
     ("mlflow.tracking_uri", text(), None, "Where MLflow's server or folder is."),
@@ -63,7 +62,9 @@ def flat_search(section: Any) -> dict[str, Any]:
     if section is None:
         return {}
     if not isinstance(section, Mapping):
-        raise SettingError(f"{SECTION} is {section!r}, but must be a section with keys. Fix: see tune_configs/asha.yaml.")
+        raise SettingError(
+            f"{SECTION} is {section!r}, but must be a section with keys. Fix: see tune_configs/asha.yaml."
+        )
     return dict(_leaves(section, ""))
 
 

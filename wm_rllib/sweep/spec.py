@@ -83,7 +83,9 @@ def parse_sweep(settings: Mapping[str, Any], search: Mapping[str, Any]) -> Sweep
 def _check_measure(spec: SweepSpec) -> None:
     """Raise unless every trial will be measured at its end."""
     if not spec.spaces:
-        raise SettingError("nothing is searched. Fix: give a setting a space, like ppo.learning_rate: {loguniform: ...}.")
+        raise SettingError(
+            "nothing is searched. Fix: give a setting a space, like ppo.learning_rate: {loguniform: ...}."
+        )
     for path, meaning in ((TOTAL, "the real steps of a trial"), (INTERVAL, "the real steps between its evaluations")):
         if spec.values.get(path) is None:
             raise SettingError(f"{path} is null, but a sweep must know {meaning}. Fix: set {path}.")
