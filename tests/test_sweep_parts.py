@@ -144,7 +144,7 @@ def test_ranking_is_by_the_best_evaluation_with_its_own_config():
     assert (late.score, late.steps, late.config["lr"], late.checkpoint.path) == (30.0, 512, 2e-3, "late/512")
     assert [other.path for other in late.others] == ["late/64", "late/128"]
     assert trials[0].others == []  # its best and its last
-    assert [trial.trial_id for trial in ranking.rank(RESULTS, METRIC, "min", 512)][0] == "bad"
+    assert ranking.rank(RESULTS, METRIC, "min", 512)[0].trial_id == "bad"
 
 
 def test_table_and_file(tmp_path):
@@ -164,8 +164,8 @@ def test_table_and_file(tmp_path):
 
 
 def test_loggers_are_rays_own(monkeypatch):
-    for name in ("wandb", "mlflow"):
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setattr("ray.air.integrations.wandb.wandb", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
     search = parse_search(
         flat_search({"wandb": {"project": "p"}, "mlflow": {"experiment_name": "e", "tracking_uri": "file:x"}})
     )

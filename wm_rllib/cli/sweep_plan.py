@@ -143,8 +143,8 @@ def _check_pbt_knobs(spec: SweepSpec) -> None:
     fixed = sorted(FIXED_BY_CHECKPOINT & spec.spaces.keys()) if spec.uses_pbt else []
     if fixed:
         raise CommandError(
-            f"{fixed[0]} cannot be searched with search.scheduler pbt: trials take over each other's checkpoints, and a "
-            "checkpoint's networks have their shape from it. Fix: give it one value, or search.scheduler asha."
+            f"{fixed[0]} cannot be searched with search.scheduler pbt: trials take over each other's checkpoints, and "
+            "their networks have their shape from it. Fix: give it one value, or search.scheduler asha."
         )
 
 
@@ -156,7 +156,8 @@ def _check_same_actors(spec: SweepSpec, configs: list[Any]) -> None:
     for point, config in zip(spec.points(), configs, strict=True):
         if SweepTrial.default_resource_request(config) != first:
             changed = next(path for path, space in spec.spaces.items() if point[path] != space.arguments[0])
+            space = spec.spaces[changed]
             raise CommandError(
-                f"{changed} is {spec.spaces[changed].yaml!r}, but pbt must keep a trial's actors, and {point[changed]!r} "
-                f"needs others than {spec.spaces[changed].arguments[0]!r}. Fix: give it one value, or leave that one out."
+                f"{changed} is {space.yaml!r}, but pbt must keep a trial's actors, and {point[changed]!r} needs others "
+                f"than {space.arguments[0]!r}. Fix: give it one value, or leave that one out."
             )

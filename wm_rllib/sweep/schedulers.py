@@ -1,7 +1,7 @@
 """Tune's schedulers and searchers for sweeps that may be killed, and whose trials are not evaluated in each iteration.
 
-Tune saves its trials and its searcher, but no scheduler: after Tuner.restore ASHA's rungs would be empty and PBT would not
-know its population. Both learn it again here from the evaluations that each restored trial's checkpoints hold.
+Tune saves its trials and its searcher, but no scheduler: after Tuner.restore ASHA's rungs would be empty and PBT would
+not know its population. Both learn it again here from the evaluations that each restored trial's checkpoints hold.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ResumableASHA(ASHAScheduler):
 class ResumablePBT(PopulationBasedTraining):
     """PBT that knows its population again when a sweep goes on, and says which trial took over from which.
 
-    Never with `synch`: there Tune (2.60) may pause a trial that is still writing its checkpoint, keeps a decision to stop
-    it, and ends it at its next checkpoint.
+    Never with `synch`: there Tune (2.60) may pause a trial that is still writing its checkpoint, keeps a decision to
+    stop it, and ends it at its next checkpoint.
     """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:

@@ -89,9 +89,12 @@ def _leaves(section: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]
 def unknown_message(path: str) -> str:
     """Return what to say about a path below `search` that does not exist."""
     leaves = {row.rpartition(".")[2]: row for row in TABLE}
-    near = difflib.get_close_matches(path, TABLE, n=1) or [
-        leaves[leaf] for leaf in difflib.get_close_matches(path.rpartition(".")[2], leaves, n=1)
-    ]
+    begun = [row for row in TABLE if row.startswith(path)]
+    near = (
+        begun
+        or difflib.get_close_matches(path, TABLE, n=1)
+        or [leaves[leaf] for leaf in difflib.get_close_matches(path.rpartition(".")[2], leaves, n=1)]
+    )
     hint = f"did you mean {SECTION}.{near[0]}?" if near else f"use one of {', '.join(TABLE)}."
     return f"unknown setting {SECTION}.{path}. Fix: {hint}"
 

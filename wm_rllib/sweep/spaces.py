@@ -1,7 +1,7 @@
 """Search spaces: what stands in a sweep's YAML in place of a setting's value.
 
 `{uniform: [a, b]}`, `{loguniform: [a, b]}` and `{integer: [a, b]}` (both ends included) draw between two bounds,
-`{choice: [...]}` draws from a list, `{grid: [...]}` tries all of a list. Nothing here imports Ray before a sweep starts.
+`{choice: [...]}` draws from a list, `{grid: [...]}` tries all of a list. Ray is imported only when a sweep starts.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def _check_searchable(setting: Setting, given: Any) -> None:
 
 def _bounds(setting: Setting, kind: str, arguments: Any) -> tuple[float, float]:
     numeric = isinstance(arguments, list) and len(arguments) == 2 and all(map(_is_number, arguments))
-    if not numeric or arguments[0] >= arguments[1]:
+    if not numeric or not arguments[0] < arguments[1]:
         raise SettingError(
-            f"{setting.path} is {{{kind!r}: {arguments!r}}}, but {kind} must have two numbers [low, high] with low below "
-            f"high. Fix: for instance {{{kind}: [1, 2]}}."
+            f"{setting.path} is {{{kind!r}: {arguments!r}}}, but {kind} must have two numbers [low, high] with low "
+            f"below high. Fix: for instance {{{kind}: [1, 2]}}."
         )
     low, high = arguments
     if kind == LOGUNIFORM and low <= 0:

@@ -49,7 +49,7 @@ class SweepSpec:
         return {**to_nested(ordered), SECTION: search_tree(self.search)}
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """Yield values by path as trials could have them: each end or value of each space once, others at their first."""
+        """Yield values by path as trials could have them: each end or value of each space, others at first."""
         first = {path: space.arguments[0] for path, space in self.spaces.items()}
         yield self.values | first
         for path, space in self.spaces.items():
@@ -92,8 +92,8 @@ def _check_measure(spec: SweepSpec) -> None:
     if spec.total_steps % spec.interval:
         nearest = max(1, round(spec.total_steps / spec.interval)) * spec.interval
         raise SettingError(
-            f"{TOTAL} is {spec.total_steps}, but must be a multiple of {INTERVAL} ({spec.interval}), so that each trial "
-            f"ends with an evaluation. Fix: {nearest}."
+            f"{TOTAL} is {spec.total_steps}, but must be a multiple of {INTERVAL} ({spec.interval}), so that each "
+            f"trial ends with an evaluation. Fix: {nearest}."
         )
     if spec.values.get("stop.return") is not None and spec.search["mode"] == "min":
         raise SettingError("stop.return must be null with search.mode min, which wants low returns. Fix: remove one.")
@@ -122,8 +122,8 @@ def _check_pbt(spec: SweepSpec) -> None:
         raise SettingError(f"search.num_samples is {population}, but pbt must have at least 2 trials. Fix: 4.")
     if spec.search["searcher"] != RANDOM:
         raise SettingError(
-            f"search.searcher is {spec.search['searcher']!r}, but must be {RANDOM!r} with pbt, which changes values itself. "
-            "Fix: remove it, or another scheduler."
+            f"search.searcher is {spec.search['searcher']!r}, but must be {RANDOM!r} with pbt, which changes values "
+            "itself. Fix: remove it, or another scheduler."
         )
     if at_once is not None and at_once < population:
         raise SettingError(

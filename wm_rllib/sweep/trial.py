@@ -12,8 +12,8 @@ from wm_rllib.algorithm import WorldModelPPO
 class SweepTrial(WorldModelPPO):
     """WorldModelPPO that has Tune write a checkpoint at each evaluation: what was measured can be had.
 
-    PBT rebuilds a trial that takes over another one's checkpoint, since Trainable.reset_config is not implemented: every
-    part, remote ones too, is made from the changed config before the checkpoint is restored into it.
+    PBT rebuilds a trial that takes over another one's checkpoint, since Trainable.reset_config is not implemented:
+    every part, remote ones too, is made from the changed config before the checkpoint is restored into it.
     """
 
     def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
