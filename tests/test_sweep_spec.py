@@ -181,6 +181,11 @@ def test_settings_that_do_not_fit_at_one_end_of_a_space(error_of):
     assert "ensemble_size = 0" in text
 
 
+def test_a_trial_must_last_until_an_evaluation(error_of):
+    text = error_of(**{"world_model.data_collection.random_collection_steps": 512})
+    assert "stop.total_timesteps is 512, but must exceed" in text and "(512)" in text
+
+
 def test_pbt_refuses_what_a_checkpoint_fixes(error_of):
     text = error_of(search={"scheduler": "pbt"}, **{"world_model.vae.latent_dim": {"choice": [2, 3]}})
     assert "world_model.vae.latent_dim cannot be searched with search.scheduler pbt" in text
@@ -213,7 +218,7 @@ def test_train_says_that_a_sweep_is_none_of_its_files(tmp_path, monkeypatch, cap
     assert "so it is for `sweep`" in capsys.readouterr().err
 
 
-def test_a_sweep_that_goes_on_keeps_its_settings(error_of, tmp_path):
+def test_a_sweep_that_goes_on_keeps_its_settings(error_of, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(spec().tree()))
@@ -222,3 +227,5 @@ def test_a_sweep_that_goes_on_keeps_its_settings(error_of, tmp_path):
     assert "ppo.gamma cannot change in a sweep that goes on, from None to 0.9" in text
     text = error_of("--run-dir", "run", "--resume", "auto", "--set", "search.num_samples=9")
     assert "search.num_samples cannot change" in text
+    code = main(["sweep", "--run-dir", "run", "--resume", "auto", "--seed", "5"])  # the folder's own file
+    assert code == 2 and "seed cannot change in a sweep that goes on" in capsys.readouterr().err

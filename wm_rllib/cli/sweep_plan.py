@@ -17,7 +17,7 @@ from wm_rllib.cli.plan import check_env, register_env, valid_config
 from wm_rllib.cli.run_folder import RunFolder
 from wm_rllib.settings import SettingError, find_setting, flat_tree
 from wm_rllib.sweep.search import TABLE, flat_search, unknown_message
-from wm_rllib.sweep.spec import SweepSpec, parse_sweep
+from wm_rllib.sweep.spec import TOTAL, SweepSpec, parse_sweep
 from wm_rllib.yaml_files import read_yaml
 
 PREFIX = f"{SWEEP_SECTION}."
@@ -33,14 +33,12 @@ class SweepPlan:
         folder: The sweep's folder, not opened yet.
         spec: The sweep.
         configs: A config for each point at which trials could be, validated.
-        base: The first of them, with values by path.
         resumes: Whether the folder may hold a sweep to go on with.
     """
 
     folder: RunFolder
     spec: SweepSpec
     configs: list[Any]
-    base: dict[str, Any]
     resumes: bool
 
     @property
@@ -60,7 +58,7 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
         raise CommandError("--resume auto needs the sweep folder to look in. Fix: add --run-dir DIR.")
     stored = Path(args.run_dir) / checkpoints.SETTINGS_FILE if args.resume else None
     before = _read_spec(stored) if stored is not None and stored.exists() else None
-    spec = before if before is not None and not args.config else _requested(args)
+    spec = _requested(args, args.config or (stored if before is not None else None))
     if before is not None:
         _refuse_changes(before, spec)
     if "env.id" not in spec.values:
@@ -74,15 +72,16 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     check_env(points[0])
     register_env(spec.values["env.id"])
     configs = [valid_config(point, verbose=args.verbose, log_level=args.log_level) for point in points]
+    _check_random_phase(spec, configs)
     if spec.uses_pbt:
         _check_same_actors(spec, configs)
-    return SweepPlan(folder, spec, configs, points[0], resumes=before is not None)
+    return SweepPlan(folder, spec, configs, resumes=before is not None)
 
 
-def _requested(args: argparse.Namespace) -> SweepSpec:
-    if not args.config:
+def _requested(args: argparse.Namespace, source: str | Path | None) -> SweepSpec:
+    if source is None:
         raise CommandError("no sweep. Fix: --config FILE.yaml, for instance tune_configs/asha.yaml.")
-    settings, search = _split(read_yaml(args.config))
+    settings, search = _split(read_yaml(source))
     for path, value in assignments(args.set):
         if path.startswith(PREFIX):
             path = path.removeprefix(PREFIX)
@@ -145,6 +144,16 @@ def _check_pbt_knobs(spec: SweepSpec) -> None:
         raise CommandError(
             f"{fixed[0]} cannot be searched with search.scheduler pbt: trials take over each other's checkpoints, and "
             "their networks have their shape from it. Fix: give it one value, or search.scheduler asha."
+        )
+
+
+def _check_random_phase(spec: SweepSpec, configs: list[Any]) -> None:
+    """Raise if a trial would end before its first evaluation."""
+    longest = max(config.random_collection_steps for config in configs)
+    if longest >= spec.total_steps:
+        raise CommandError(
+            f"{TOTAL} is {spec.total_steps}, but must exceed world_model.data_collection.random_collection_steps "
+            f"({longest}): nothing is evaluated before. Fix: raise the one or lower the other."
         )
 
 
