@@ -33,6 +33,10 @@ def ended(output: str) -> set[str]:
     return set(re.findall(r"^trial (\S+)  ended after", output, flags=re.MULTILINE))
 
 
+def evaluated(output: str) -> set[str]:
+    return set(re.findall(r"^trial (\S+)  steps .* evaluation/", output, flags=re.MULTILINE))
+
+
 def started(output: str) -> set[str]:
     return set(re.findall(r"^trial (\S+)  (?:starts|goes on)", output, flags=re.MULTILINE))
 
@@ -41,23 +45,27 @@ def test_asha_killed_and_gone_on_with(tmp_path):
     spaces = SPACES | {"world_model.vae.latent_dim": {"choice": [2, 3, 4]}}
     write_sweep(tmp_path, ASHA, spaces, **{"stop.total_timesteps": 1280})
     first = Sweep(tmp_path, *COMMAND)
-    first.wait_for("ended after", 2)
-    done = ended(first.output)
-    time.sleep(4)  # longer than Tune's records of the trials are apart
+    first.wait_for("ended after")
+    done, going_on = set(), set()
+    while not going_on:  # one trial has ended and one goes on, both for longer than Tune's records are apart
+        first.wait_for("evaluation/")
+        done, before = ended(first.output), evaluated(first.output)
+        time.sleep(3)
+        going_on = before - ended(first.output)
     first.kill()
-    before = {trial: len(results) for trial, results in trial_results(tmp_path / "run").items()}
+    lines = {trial: len(results) for trial, results in trial_results(tmp_path / "run").items()}
 
     second = Sweep(tmp_path, *COMMAND)
     assert second.wait() == 0, second.output
     print(first.output, second.output, sep="--- kill -9, the same command again ---\n")
     assert "going on with the trials" in second.output
     results = trial_results(tmp_path / "run")
-    assert len(results) == 4 and len(done) >= 2
+    assert len(results) == 4 and done
     assert "goes on" in second.output
     starts = [row for rows in results.values() for row in rows if row["iterations_since_restore"] == 1]
     assert any(row["training_iteration"] > 3 for row in starts)  # from a checkpoint, not from nothing
     assert not done & started(second.output)  # what had ended is not run again
-    assert all(len(results[trial]) == before[trial] for trial in done)
+    assert all(len(results[trial]) == lines[trial] for trial in done)
     for rows in results.values():
         iterations = [row["training_iteration"] for row in rows]
         assert sorted(set(iterations)) == list(range(1, max(iterations) + 1))
