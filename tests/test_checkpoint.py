@@ -197,6 +197,44 @@ def test_changed_learning_rates_win(build, tmp_path):
     assert all(0 < rate_of(part) <= 1.001 * rate for part, rate in expected.items())
 
 
+@pytest.mark.parametrize(
+    "overrides", [{}, {"num_learners": 1, "num_cpus_per_learner": 0.5}, {"imagination_ratio": 0.0}]
+)
+def test_the_report_says_what_the_optimisers_work_with(build, tmp_path, overrides):
+    """After an exploit nobody may have to trust the config: also with a remote learner, and in RLlib's own update."""
+    overrides = {"updates_per_step": 0.25, "vae_online_lr_fraction": 0.5, **overrides}
+    algorithm = build(make_config(vae_lr=1e-3, mdn_lr=2e-3, lr=3e-3, **overrides))
+    results = [algorithm.train() for _ in range(3)]
+    assert results[0]["learning_rates"] == {"vae": None, "mdn_rnn": None, "policy": None}  # random steps alone
+    assert results[1]["learning_rates"] == {"vae": 1e-3, "mdn_rnn": 2e-3, "policy": None}  # pretraining
+    assert results[2]["learning_rates"] == pytest.approx({"vae": 0.5e-3, "mdn_rnn": 2e-3, "policy": 3e-3})
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    other = build(make_config(vae_lr=1e-4, mdn_lr=2e-4, lr=3e-4, **overrides))
+    other.restore_from_path(path)
+    row = progress_row(other.train())
+    found = [row[f"learning_rates/{name}"] for name in ("vae", "mdn_rnn", "policy")]
+    assert found == pytest.approx([0.5e-4, 2e-4, 3e-4])
+
+
+def test_changed_coefficients_win(build, tmp_path):
+    algorithm = build(make_config(kl_coeff=0.3, entropy_coeff=0.01))
+    for _ in range(3):
+        algorithm.train()
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    adapted = kl_coeff(algorithm)
+    assert adapted != pytest.approx(0.3)
+    for configured, expected in ((0.3, adapted), (0.7, 0.7)):  # one that was not changed stays as RLlib adapted it
+        other = build(make_config(kl_coeff=configured, entropy_coeff=0.05))
+        other.restore_from_path(path)
+        assert kl_coeff(other) == pytest.approx(expected)
+        schedulers = other.learner_group._learner.entropy_coeff_schedulers_per_module
+        assert schedulers[DEFAULT_MODULE_ID].get_current_value() == pytest.approx(0.05)
+
+
+def kl_coeff(algorithm) -> float:
+    return float(algorithm.learner_group._learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID])
+
+
 # --- inference -------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,18 @@ import yaml
 
 from wm_rllib import settings
 from wm_rllib.setting_types import rule_of
-from wm_rllib.settings import BY_PATH, SETTINGS, SettingError, check_attrs, check_value, parse_tree, to_tree
+from wm_rllib.settings import (
+    BY_PATH,
+    SETTINGS,
+    SettingError,
+    check_attrs,
+    check_value,
+    flat_tree,
+    parse_tree,
+    to_tree,
+)
+from wm_rllib.sweep.search import SECTION, flat_search
+from wm_rllib.sweep.spec import parse_sweep
 from wm_rllib.yaml_files import parse_yaml, read_yaml, write_yaml
 
 # The example of the document that this project was created from.
@@ -50,7 +61,9 @@ def test_seed_example_parses():
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("tune_configs/*.yaml")), ids=lambda p: p.name)
 def test_shipped_files_parse(path):
-    assert parse_tree(read_yaml(path))
+    tree = read_yaml(path)
+    search = tree.pop(SECTION, None)
+    assert parse_tree(tree) if search is None else parse_sweep(flat_tree(tree), flat_search(search)).spaces
 
 
 def test_to_tree_is_the_inverse():

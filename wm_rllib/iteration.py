@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wm_rllib.dreamer_pool import DreamHarvest
 from wm_rllib.gate import Gate, Judgement
+from wm_rllib.learning_rates import LEARNING_RATES
 from wm_rllib.mixing import realised_ratio
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
@@ -57,6 +58,7 @@ class IterationReport:
         self.return_gap: float | None = None
         self.evaluation: dict[str, float] = {}
         self.gate: dict[str, float | None] = {}
+        self.learning_rates: dict[str, float | None] = dict.fromkeys(LEARNING_RATES)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -99,6 +101,7 @@ class IterationReport:
             "vae": self._losses("vae"),
             "mdn": self._losses("mdn"),
             "ppo": self._losses("ppo"),
+            "learning_rates": dict(self.learning_rates),
             "seconds": dict(self.seconds),
             "steps_per_second": {
                 "sample": self._rate(self.num_env_steps, "sample"),
@@ -125,15 +128,23 @@ class IterationReport:
         """Copies the last fit's losses out of the learner metrics."""
         for name in FIT_METRICS:
             self.losses[name] = _peek(metrics, WORLD_MODEL_MODULE_ID, name)
+        self._take_learning_rates(metrics, WORLD_MODEL_MODULE_ID)
 
     def take_update_losses(self, metrics: MetricsLogger) -> None:
         """Copies the last update's PPO statistics out of the learner metrics, and the gap between the two sources."""
         for ours, theirs in PPO_METRICS.items():
             self.losses[f"ppo/{ours}"] = _peek(metrics, DEFAULT_MODULE_ID, theirs)
+        if len(self.rounds) == 1:  # later rounds work with a fraction of the first one's
+            self._take_learning_rates(metrics, DEFAULT_MODULE_ID)
         if self.rounds and all(self.rounds[-1]):
             dreamed = _peek(metrics, DEFAULT_MODULE_ID, "imagined_value_target")
             real = _peek(metrics, DEFAULT_MODULE_ID, "real_value_target")
             self.return_gap = None if dreamed is None or real is None else dreamed - real
+
+    def _take_learning_rates(self, metrics: MetricsLogger, module_id: str) -> None:
+        for name, module in LEARNING_RATES.items():
+            if module == module_id:
+                self.learning_rates[name] = _peek(metrics, module_id, f"{name}_lr")
 
     def _losses(self, prefix: str) -> dict[str, float | None]:
         return {name.split("/")[1]: value for name, value in self.losses.items() if name.startswith(prefix + "/")}

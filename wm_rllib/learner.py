@@ -25,6 +25,7 @@ from wm_rllib.dreamed_rows import COLUMNS, Block, RowColumns, dreamed_rows
 from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
 from wm_rllib.judge import judge_world_model
+from wm_rllib.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER, log_learning_rate
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import imagined_rows, may_dream, real_rows_for
 from wm_rllib.models.world_model import WorldModel
@@ -35,9 +36,8 @@ from wm_rllib.seeding import seed_process
 logger = logging.getLogger(__name__)
 
 KL_COEFFS = "kl_coeffs"
+CONFIGURED_KL_COEFF = "configured_kl_coeff"
 TIMESTEP = "timestep"
-VAE_OPTIMIZER = "vae"
-MDN_RNN_OPTIMIZER = "mdn_rnn"
 
 
 class WorldModelPPOLearner(PPOTorchLearner):
@@ -192,6 +192,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 self._set_optimizer_lr(optimizer, lr=base * self._policy_lr_scale)
                 self._clip_policy_gradients(optimizer)
                 max_norm = None
+            if self._steps_done == 1:
+                log_learning_rate(self.metrics, name, optimizer)
             if clip_or_skip(params, max_norm):
                 optimizer.step()
 
@@ -288,6 +290,9 @@ class WorldModelPPOLearner(PPOTorchLearner):
             self._share_buffers()
             TorchLearner.after_gradient_based_update(self, timesteps=timesteps)
         else:
+            if not self._own_loop:
+                for name, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID):
+                    log_learning_rate(self.metrics, name, optimizer)
             super().after_gradient_based_update(timesteps=timesteps)
 
     def _share_buffers(self) -> None:
@@ -400,13 +405,19 @@ class WorldModelPPOLearner(PPOTorchLearner):
         """RLlib's state and the KL coefficients, which it leaves out."""
         state = super().get_state(*args, **kwargs)
         state[TIMESTEP] = self._timestep
+        state[CONFIGURED_KL_COEFF] = self.config.kl_coeff
         state[KL_COEFFS] = {mid: float(value) for mid, value in self.curr_kl_coeffs_per_module.items()}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores `get_state`; learning rates that were changed in the config win over the checkpoint's."""
+        """Restores `get_state`; what was changed in the config since wins over the checkpoint's.
+
+        That is how a resumed run and an exploited trial of Tune's PBT get what they ask for: Adam's state holds the old
+        learning rates, and the schedulers' values stem from before.
+        """
         super().set_state(state)
-        for module_id, value in state.get(KL_COEFFS, {}).items():
+        kept = state.get(CONFIGURED_KL_COEFF, self.config.kl_coeff) == self.config.kl_coeff
+        for module_id, value in state.get(KL_COEFFS, {}).items() if kept else ():
             self.curr_kl_coeffs_per_module[module_id].data.fill_(value)
         # RLlib's schedulers keep no state: they have to be told how far the run has come.
         self._timestep = state.get(TIMESTEP, 0)

@@ -74,6 +74,13 @@ METRICS: dict[str, Metric] = {
     "ppo/entropy": Metric("Mean entropy of the policy.", "nats"),
     "ppo/kl": Metric("Mean KL of the new policy from the one that acted.", "nats"),
     "ppo/vf_explained_var": Metric("Share of the returns' variance that the value function explains.", "up to 1"),
+    "learning_rates/vae": Metric(
+        "Learning rate in V's optimiser at the start of this iteration's fit; null without a fit.", "1 a step"
+    ),
+    "learning_rates/mdn_rnn": Metric("The same of M.", "1 a step"),
+    "learning_rates/policy": Metric(
+        "Learning rate in C's optimiser in this iteration's first dream round; null without one.", "1 a step"
+    ),
     "world_model/version": Metric("Version of V and M at the parameter server; only grows.", "version"),
     "policy/version": Metric("Version of the controller at the parameter server; only grows.", "version"),
     "env_runners/episode_return_mean": Metric("Mean return of recent real training episodes.", "return"),

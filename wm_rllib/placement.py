@@ -55,6 +55,15 @@ def check_cluster(request: PlacementGroupFactory, config: Any, patience_s: float
     for bundle in request.bundles[1:]:
         for name, amount in bundle.items():
             needed[name] = needed.get(name, 0.0) + amount
+    wait_for_resources(needed, patience_s)
+
+
+def wait_for_resources(needed: dict[str, float], patience_s: float) -> None:
+    """Raises unless the cluster has `needed` in total, or gets it within `patience_s`.
+
+    Raises:
+        ClusterTooSmallError: Naming what is missing.
+    """
     deadline = time.monotonic() + patience_s
     while missing := _missing(needed):
         if time.monotonic() >= deadline:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,11 @@ class Setting:
     def leaf(self) -> str:
         """The last part of the path."""
         return self.path.rpartition(".")[2]
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Judges values."""
+        return TypeAdapter(self.type)
 
 
 def _section(prefix: str, *rows: tuple[str, str | None, Any, str]) -> tuple[Setting, ...]:
@@ -227,11 +232,6 @@ SECTIONS: frozenset[str] = frozenset(
 )
 
 
-@cache
-def _adapter(path: str) -> TypeAdapter[Any]:
-    return TypeAdapter(BY_PATH[path].type)
-
-
 def _plain(value: Any) -> Any:
     """Return the value with numpy scalars and tuples, which Python callers use, as YAML would have them."""
     if isinstance(value, np.generic):
@@ -243,7 +243,7 @@ def _plain(value: Any) -> Any:
 
 def _hint(setting: Setting, value: Any) -> str:
     """Return what to do about a wrong value."""
-    adapter = _adapter(setting.path)
+    adapter = setting.adapter
     if isinstance(value, float) and value.is_integer() and _allowed(adapter, int(value)):
         return f"write {int(value)}"
     if isinstance(value, str):
@@ -279,7 +279,7 @@ def check_value(setting: Setting, value: Any, name: str | None = None) -> Any:
     """
     value = _plain(value)
     try:
-        return _adapter(setting.path).validate_python(value)
+        return setting.adapter.validate_python(value)
     except ValidationError:
         rule, hint = rule_of(setting.type), _hint(setting, value)
         raise SettingError(f"{name or setting.path} is {value!r}, but must be {rule}. Fix: {hint}.") from None
@@ -367,14 +367,14 @@ def find_setting(path: str) -> Setting:
     return BY_PATH[path]
 
 
-def parse_tree(tree: Any) -> dict[str, Any]:
-    """Return the checked values of a YAML tree by dotted path.
+def flat_tree(tree: Any) -> dict[str, Any]:
+    """Return the values of a YAML tree by dotted path, not checked yet.
 
     Args:
         tree: What `yaml.safe_load` returns; None (an empty file) is an empty tree.
 
     Raises:
-        SettingError: For an unknown key, a wrong type or a value out of range.
+        SettingError: For an unknown key, or one that is given twice.
     """
     if tree is None:
         return {}
@@ -384,18 +384,34 @@ def parse_tree(tree: Any) -> dict[str, Any]:
     for path, value in _leaves(tree, ""):
         if path in values:
             raise SettingError(f"{path} is given twice. Fix: remove one of the two.")
-        values[path] = check_value(BY_PATH[path], value)
+        values[path] = value
     return values
+
+
+def parse_tree(tree: Any) -> dict[str, Any]:
+    """Return the checked values of a YAML tree by dotted path.
+
+    Args:
+        tree: What `yaml.safe_load` returns; None (an empty file) is an empty tree.
+
+    Raises:
+        SettingError: For an unknown key, a wrong type or a value out of range.
+    """
+    return {path: check_value(BY_PATH[path], value) for path, value in flat_tree(tree).items()}
 
 
 def to_tree(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values by dotted path as a nested tree, in the order of the table; the inverse of `parse_tree`."""
+    return to_nested({setting.path: values[setting.path] for setting in SETTINGS if setting.path in values})
+
+
+def to_nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted path as a nested tree."""
     tree: dict[str, Any] = {}
-    for setting in SETTINGS:
-        if setting.path in values:
-            *parents, leaf = setting.path.split(".")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = values[setting.path]
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
     return tree

@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_sweep(commands)
     add_benchmark(commands)
     return parser
 
@@ -64,6 +65,21 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
 
 
+def _add_sweep(commands: argparse._SubParsersAction[_Parser]) -> None:
+    add = commands.add_parser("sweep", help="search settings with Ray Tune", allow_abbrev=False).add_argument
+    add("--config", metavar="FILE.yaml", help="settings, search spaces and the section search; flags and --set win")
+    add("--env", metavar="ID", help='Gymnasium id, or "package.module:EnvClass"')
+    add("--total-timesteps", metavar="N", help="end each trial after this many real steps")
+    add("--stop-return", metavar="R", help="end a trial when an evaluation reaches this mean return")
+    add("--seed", metavar="S", help="seed of the search and of every trial")
+    add("--run-dir", metavar="DIR", help="sweep folder; default runs/sweep-<env>-<date>-<time>")
+    add("--resume", metavar="auto", choices=["auto"], help="auto: go on with the sweep in --run-dir, if there is one")
+    add("--address", metavar="RAY", help="address of a Ray cluster; default RAY_ADDRESS, else a local Ray")
+    add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting, space or search.KEY")
+    add("--verbose", action="store_true", help="show what Ray and RLlib print")
+    add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers, in every actor")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
@@ -80,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wm_rllib: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("wm_rllib: interrupted before training started", file=sys.stderr)
+        print("wm_rllib: interrupted before anything started", file=sys.stderr)
         return 130
     except Exception:  # a defect: all of it helps to find it
         traceback.print_exc()
@@ -93,6 +109,10 @@ def _run(args: argparse.Namespace) -> int:
         from wm_rllib.cli import train
 
         return train.run(args)
+    if args.command == "sweep":
+        from wm_rllib.cli import sweep
+
+        return sweep.run(args)
     if args.command == "benchmark":
         from wm_rllib.cli import benchmark
 

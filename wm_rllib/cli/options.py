@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
@@ -40,22 +40,50 @@ FIXED_BY_CHECKPOINT = frozenset(
 )
 
 
+SWEEP_SECTION = "search"
+
+
 def requested_values(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the user asked for, by dotted path: the YAML file, then `--set`, then flags, the later winning.
 
     Raises:
         SettingError: For a setting that does not exist or a value that is not allowed.
-        CommandError: For a `--set` without a value.
+        CommandError: For a `--set` without a value, or a file that is a sweep's.
     """
-    values = parse_tree(read_yaml(args.config)) if args.config else {}
-    for item in args.set:
+    tree = read_yaml(args.config) if args.config else None
+    if isinstance(tree, Mapping) and SWEEP_SECTION in tree:
+        raise CommandError(
+            f"{args.config} has the section {SWEEP_SECTION}, so it is for `sweep`. Fix: another --config."
+        )
+    values = parse_tree(tree)
+    for path, value in assignments(args.set):
+        setting = find_setting(path)
+        values[path] = check_value(setting, value)
+    return values | flag_values(args)
+
+
+def assignments(items: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield path and value, not checked yet, of each `--set`.
+
+    Raises:
+        CommandError: For one without a value.
+    """
+    for item in items:
         path, equals, text = item.partition("=")
         if not equals:
             raise CommandError(f"--set {item} has no value. Fix: --set key.path=value.")
-        setting = find_setting(path.strip())
-        values[setting.path] = check_value(setting, parse_yaml(text, f"--set {setting.path}"))
+        yield path.strip(), parse_yaml(text, f"--set {path.strip()}")
+
+
+def flag_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the flags that are short forms of settings, by dotted path.
+
+    Raises:
+        SettingError: For a value that is not allowed.
+    """
+    values = {}
     for name, path in FLAGS.items():
-        text = getattr(args, name)
+        text = getattr(args, name, None)
         if text is not None:
             flag = f"--{name.replace('_', '-')}"
             values[path] = check_value(BY_PATH[path], parse_yaml(text, flag), name=flag)

@@ -74,7 +74,7 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     folder = RunFolder(_run_dir(args, source, values["env.id"]))
     if not _goes_on_in(folder, args, source):
         folder.refuse_if_used()
-    _check_env(values)
+    check_env(values)
     config = _make_config(values, args)
     tree = resolved_tree(config, values)
     return RunPlan(folder, values, config, tree, source, meta, changed)
@@ -126,7 +126,13 @@ def _goes_on_in(folder: RunFolder, args: argparse.Namespace, source: Path | None
     return source is not None and source.parent.resolve() == folder.checkpoints.resolve()
 
 
-def _check_env(values: Mapping[str, Any]) -> None:
+def check_env(values: Mapping[str, Any]) -> None:
+    """Make sure that the environment of the values exists and is supported.
+
+    Raises:
+        SettingError: If it does not exist.
+        CommandError: If its spaces are not supported.
+    """
     from wm_rllib.spaces import check_spaces
 
     spaces = env_spaces(values["env.id"], values.get("env.config"))
@@ -138,15 +144,24 @@ def _check_env(values: Mapping[str, Any]) -> None:
 
 def _make_config(values: Mapping[str, Any], args: argparse.Namespace) -> Any:
     """Return the `WorldModelPPOConfig` of the values, validated."""
+    register_env(values["env.id"])
+    return valid_config(values, verbose=args.verbose, log_level=args.log_level)
+
+
+def valid_config(values: Mapping[str, Any], *, verbose: bool, log_level: str | None) -> Any:
+    """Return the `WorldModelPPOConfig` of the values, validated; a registered environment is taken for granted.
+
+    Raises:
+        CommandError: For settings that do not fit each other.
+    """
     from wm_rllib.config import WorldModelPPOConfig
 
     config = WorldModelPPOConfig()
     apply_to_config(config, values)
-    if args.log_level is not None:
-        config.wm_log_level = args.log_level
-    if not args.verbose:
+    if log_level is not None:
+        config.wm_log_level = log_level
+    if not verbose:
         config.log_level = "ERROR"
-    register_env(values["env.id"])
     try:
         config.copy(copy_frozen=False).validate()
     except ValueError as error:

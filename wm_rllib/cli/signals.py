@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,9 +16,14 @@ class StopSignals:
     Enter it after `ray.init`, which sets handlers of its own.
     """
 
-    def __init__(self) -> None:
-        """Start with no signal."""
+    def __init__(self, on_first: Callable[[int], None] | None = None) -> None:
+        """Start with no signal.
+
+        Args:
+            on_first: Called with the first signal's number, in its handler.
+        """
         self.received: int | None = None
+        self._on_first = on_first
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -36,6 +42,8 @@ class StopSignals:
         if self.received is not None:
             raise SystemExit(exit_code(number))
         self.received = number
+        if self._on_first is not None:
+            self._on_first(number)
 
 
 def exit_code(number: int) -> int:
