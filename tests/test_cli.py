@@ -410,7 +410,8 @@ def test_sigterm_with_actors_and_their_debug_lines(train):
     rows = run.rows
     meta = json.loads((run.folder / "checkpoints" / "last" / "wm_rllib.json").read_text())
     assert meta["training_iteration"] == rows[-1]["training_iteration"] == len(rows)
-    assert all(row["rows/imagined"] == 4 * row["rows/real"] > 0 for row in rows[2:])
+    assert all(row["rows/imagined"] == 4 * row["rows/real"] > 0 for row in rows[2:-1])
+    assert rows[-1]["rows/imagined"] == 4 * rows[-1]["rows/real"]  # the signal may have cut it short before any update
 
 
 def test_a_request_too_large_is_one_message(train):
