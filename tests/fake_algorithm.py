@@ -14,6 +14,7 @@ class FakeAlgorithm:
         self.on_train = on_train
         self.iteration = 0
         self.stopped = False
+        self.cut_short_in = []
 
     def train(self):
         self.iteration += 1
@@ -28,6 +29,9 @@ class FakeAlgorithm:
         if self.iteration in self.returns:
             result["evaluation"] = {"episode_return_mean": self.returns[self.iteration], "episodes": 20}
         return result
+
+    def cut_short(self):
+        self.cut_short_in.append(self.iteration)
 
     def evaluate_return(self, num_episodes):
         return SimpleNamespace(mean=self.confirmations.pop(0))

@@ -392,6 +392,26 @@ def test_ctrl_c_writes_a_checkpoint(train):
     assert load_policy(run.folder / "checkpoints" / "last").compute_action(np.zeros(4, np.float32)) in (0, 1)
 
 
+def test_sigterm_in_the_middle_of_an_iteration(train):
+    """Two thousand dream rounds take minutes; the checkpoint is there after the present one, and is gone on from."""
+    rounds = ("--set", "world_model.training.num_dream_rounds=2000", "--set", "world_model.training.updates_per_step=0")
+    run = train(*rounds, "--total-timesteps", "1000000", "--checkpoint-frequency", "1000")
+    run.wait_for(2)
+    time.sleep(2)
+    os.kill(run.process.pid, signal.SIGTERM)
+    assert run.wait() == 143, run.output
+    assert re.search(r"checkpoint written \d+\.\d s after the signal", run.output) and "Traceback" not in run.output
+    [*_, cut] = run.rows
+    done = cut["rows/real"] // 32
+    assert cut["training_iteration"] == len(run.rows) == 3 and cut["phase"] == "mixed"
+    assert 0 <= done < 2000 and cut["rows/imagined"] == 4 * cut["rows/real"]
+    meta = json.loads((run.folder / "checkpoints" / "last" / "wm_rllib.json").read_text())
+    assert meta["training_iteration"] == 3
+    resumed = train("--resume", "auto", "--total-timesteps", "200")
+    assert resumed.wait() == 0, resumed.output
+    assert [row["training_iteration"] for row in resumed.rows] == list(range(1, len(resumed.rows) + 1))
+
+
 def test_sigterm_with_actors_and_their_debug_lines(train):
     """Env runner and dreamer as actors: their loggers reach this terminal, and SIGTERM leaves none of them behind."""
     run = train(*REMOTE, "--total-timesteps", "1000000", "--checkpoint-frequency", "1000", "--log-level", "debug")
@@ -410,7 +430,8 @@ def test_sigterm_with_actors_and_their_debug_lines(train):
     rows = run.rows
     meta = json.loads((run.folder / "checkpoints" / "last" / "wm_rllib.json").read_text())
     assert meta["training_iteration"] == rows[-1]["training_iteration"] == len(rows)
-    assert all(row["rows/imagined"] == 4 * row["rows/real"] > 0 for row in rows[2:])
+    assert all(row["rows/imagined"] == 4 * row["rows/real"] > 0 for row in rows[2:-1])
+    assert rows[-1]["rows/imagined"] == 4 * rows[-1]["rows/real"]  # the signal may have cut it short before any update
 
 
 def test_a_request_too_large_is_one_message(train):

@@ -197,3 +197,23 @@ class TestPlan:
         write(tmp_path / "other" / "progress.jsonl", "{}\n")
         with pytest.raises(CommandError, match="in use"):
             plan_run(arguments("--resume", "run", "--run-dir", "other"))
+
+
+def test_a_ray_job_needs_a_run_folder_that_outlasts_it(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    argv = ("train", "--env", "CartPole-v1", "--total-timesteps", "10")
+    for more in ((), ("--run-dir", "runs/mine"), ("--run-dir", "runs/mine", "--resume", "auto")):
+        message = error_of(capsys, *argv, *more)
+        assert "is relative, but a Ray job" in message and "Fix: --run-dir with an absolute path" in message
+
+
+def test_custom_resources_are_checked(capsys):
+    for text in ("{CPU: 1}", "{rollout: 0}", "{rollout: many}", "[rollout]"):
+        setting = f"dreamers.custom_resources_per_dreamer={text}"
+        message = error_of(capsys, "train", "--env", "CartPole-v1", "--set", setting)
+        assert "a mapping of custom resources to amounts above 0" in message
+
+
+def test_unknown_filesystem_is_one_message(capsys):
+    message = error_of(capsys, "train", "--env", "CartPole-v1", "--run-dir", "nowhere://bucket/run")
+    assert "nowhere://bucket/run cannot be used" in message

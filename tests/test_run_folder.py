@@ -240,10 +240,24 @@ def test_signal_writes_a_checkpoint_after_the_iteration(folder):
 
 
 def test_second_signal_ends_at_once():
+    asked = []
+    with pytest.raises(SystemExit) as error, StopSignals() as signals, signals.held(lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [1] and signals.received == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+    assert error.value.code == 130 and asked == [1]
+
+
+def test_a_signal_before_there_is_anything_to_save_ends_at_once():
     with pytest.raises(SystemExit) as error, StopSignals():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-    assert error.value.code == 130
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert error.value.code == 143
+
+
+def test_a_signal_cuts_the_iteration_short(folder):
+    algorithm = FakeAlgorithm(on_train=lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 2 else None)
+    run(folder, algorithm, frequency=100)
+    assert (algorithm.iteration, algorithm.cut_short_in) == (2, [2])
 
 
 def test_killed_and_resumed_run_has_no_gap_and_no_repeat(folder):

@@ -141,7 +141,7 @@ def test_impossible_requests_name_what_is_missing(monkeypatch):
     assert 1.0 < time.monotonic() - start < 15
     for words in ("3.25 CPU are needed and 2 exist", "1.5 GPU are needed and 0 exist", "num_cpus_per_dreamer"):
         assert words in str(caught.value)
-    assert placement.PATIENCE_S < 60  # "within a minute"
+    assert tiny_config().cluster_timeout_s < 60  # "within a minute"
     monkeypatch.setattr(check_cluster, "__defaults__", (0.0,))
     with pytest.raises(ClusterTooSmallError):
         config.build_algo()
@@ -150,3 +150,18 @@ def test_impossible_requests_name_what_is_missing(monkeypatch):
         check_cluster(WorldModelPPO.default_resource_request(exact), exact, patience_s=0.0)
     fitting = tiny_config(num_dreamers=2, num_cpus_per_dreamer=0.5)
     check_cluster(WorldModelPPO.default_resource_request(fitting), fitting, patience_s=0.0)
+
+
+def test_an_autoscaler_is_asked_for_what_is_missing_and_not_held_to_it(monkeypatch):
+    """Nothing else would tell it: the actors come after the check."""
+    asked = []
+    monkeypatch.setattr(placement, "request_resources", lambda bundles: asked.append(bundles))
+    config = tiny_config(num_env_runners=1, num_dreamers=1, custom_resources_per_env_runner={"rollout": 1})
+    config.custom_resources_per_dreamer = {"rollout": 1}
+    request = WorldModelPPO.default_resource_request(config)
+    with pytest.raises(ClusterTooSmallError, match=r"2 rollout are needed and 0 exist.*cluster.timeout_s"):
+        check_cluster(request, config, patience_s=0.2)
+    assert asked == [[{"CPU": 0.25}, {"CPU": 1, "rollout": 1}, {"CPU": 1.0, "rollout": 1}], []]
+    asked.clear()
+    check_cluster(WorldModelPPO.default_resource_request(tiny_config()), tiny_config(), patience_s=5)
+    assert asked == [], "what is there needs no request"

@@ -31,6 +31,7 @@ from wm_rllib.environment_check import check_environment
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
 from wm_rllib.gate import Judgement
+from wm_rllib.gauges import Gauges
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import fit_world_model, on_learners, update_policy
 from wm_rllib.logs import set_log_level
@@ -94,6 +95,8 @@ class WorldModelPPO(PPO):
         super().setup(config)
         self._state = TrainingState(phase=Phase.RANDOM)
         self._report = IterationReport()
+        self._is_cut_short = False
+        self._gauges = Gauges(self.config.wm_run_name or self.trial_name)
         self._horizon = self.config.imagination_horizon
         remote = not self.config.is_single_process
         self._server = placement.make_server(remote=remote)
@@ -172,7 +175,16 @@ class WorldModelPPO(PPO):
                 "restarts": self._restarts(),
             }
         )
+        self._gauges.show(results)
         return results
+
+    def cut_short(self) -> None:
+        """Ends this iteration after its present stage, for a process that has seconds left to write its checkpoint.
+
+        What a stage would have done is not lost: a later fit makes up for one that is left out, and an evaluation stays
+        due. Only this iteration's real rows may miss their policy updates. A signal handler may call it.
+        """
+        self._is_cut_short = True
 
     def training_step(self) -> None:
         """One iteration of the current phase."""
@@ -206,14 +218,15 @@ class WorldModelPPO(PPO):
         self._report.configured_ratio = ratio
         self._state.pending_updates += self.config.updates_per_step * real.num_timesteps
         updates = int(self._state.pending_updates)
-        self._state.pending_updates -= updates
-        if updates:
+        if updates and not self._is_cut_short:
+            self._state.pending_updates -= updates
             self._fit(updates)
             self._publish(policy=False, world_model=True)
         # Without imagined rows a second round would be a second PPO update on the same real ones.
         dreams = ratio == 1.0 or imagined_rows(sum(real.rows), ratio) > 0
         for round_index in range(self.config.num_dream_rounds if dreams else 1):
-            self._dream_and_update(real, ratio, round_index)
+            if not self._is_cut_short:
+                self._dream_and_update(real, ratio, round_index)
 
     def _choose_imagination(self, real: RealExperience) -> tuple[float, int]:
         """Ratio and horizon of this iteration: as configured, or the gate's choice.
@@ -387,6 +400,8 @@ class WorldModelPPO(PPO):
     def _evaluation_is_due(self) -> bool:
         interval = self.config.evaluation_interval_steps
         if interval is None or self._state.phase != Phase.MIXED or not self._state.policy_version:
+            return False
+        if self._is_cut_short:
             return False
         return self._state.num_env_steps // interval > self._state.evaluated_at // interval
 

@@ -82,6 +82,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.num_dreamers = 0
         self.num_cpus_per_dreamer = 1.0
         self.num_gpus_per_dreamer = 0.0
+        self.custom_resources_per_dreamer: dict[str, float] = {}
         self.num_cpus_for_replay = 0.25
         self.remote_replay: bool | None = None
         self.imagination_ratio: Ratio = 0.99
@@ -104,6 +105,8 @@ class WorldModelPPOConfig(PPOConfig):
         self.device = "auto"
         self.seed = 0
         self.wm_log_level = "warning"
+        self.wm_run_name: str | None = None
+        self.cluster_timeout_s = 40.0
         self.checkpoint_frequency = 10
         self.evaluation_interval_steps: int | None = None
         self.policy_hidden_dims = [64, 64]
@@ -212,6 +215,7 @@ class WorldModelPPOConfig(PPOConfig):
         num_dreamers: int = NotProvided,
         num_cpus_per_dreamer: float = NotProvided,
         num_gpus_per_dreamer: float = NotProvided,
+        custom_resources_per_dreamer: dict[str, float] = NotProvided,
         num_cpus_for_replay: float = NotProvided,
         remote_replay: bool | None = NotProvided,
         imagination_ratio: Ratio = NotProvided,
@@ -234,6 +238,7 @@ class WorldModelPPOConfig(PPOConfig):
             num_dreamers: Dreamer actors; 0 dreams in the algorithm's own process.
             num_cpus_per_dreamer: CPUs to reserve for each.
             num_gpus_per_dreamer: Share of a GPU for each.
+            custom_resources_per_dreamer: Amounts of Ray's custom resources for each: on which nodes it may run.
             num_cpus_for_replay: CPUs to reserve for the replay actor.
             remote_replay: Whether the replay is an actor; None: when any other part is.
             imagination_ratio: Imagined fraction of the merged batch, a schedule [[timestep, value], ...], or "auto":
@@ -265,6 +270,17 @@ class WorldModelPPOConfig(PPOConfig):
         """
         super().evaluation(**kwargs)
         return self._update({"evaluation_interval_steps": evaluation_interval_steps})
+
+    def resources(self, *, cluster_timeout_s: float = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
+        """RLlib's section, and how long the cluster may take to grow.
+
+        Args:
+            cluster_timeout_s: Seconds that a cluster may take to have what is asked for before that is an error, for an
+                autoscaler to start nodes; an Algorithm that Ray Tune runs waits as Tune does.
+            **kwargs: See RLlib's `AlgorithmConfig.resources`.
+        """
+        super().resources(**kwargs)
+        return self._update({"cluster_timeout_s": cluster_timeout_s})
 
     def _update(self, arguments: dict[str, Any]) -> WorldModelPPOConfig:
         for name, value in arguments.items():

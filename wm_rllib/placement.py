@@ -6,15 +6,13 @@ import time
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.tune import PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wm_rllib.dreamer import Dreamer, DreamerSpec
 from wm_rllib.parameter_server import ParameterServer
 from wm_rllib.replay import ReplayService
-
-PATIENCE_S = 40.0
-"""How long an autoscaler may take before a request that the cluster cannot meet is an error."""
 
 
 class ClusterTooSmallError(RuntimeError):
@@ -36,33 +34,53 @@ def add_own_bundles(request: PlacementGroupFactory, config: Any) -> PlacementGro
 
 
 def _dreamer_bundle(config: Any) -> dict[str, float]:
-    bundle = {"CPU": config.num_cpus_per_dreamer, "GPU": config.num_gpus_per_dreamer}
+    bundle = {
+        "CPU": config.num_cpus_per_dreamer,
+        "GPU": config.num_gpus_per_dreamer,
+        **config.custom_resources_per_dreamer,
+    }
     return {name: amount for name, amount in bundle.items() if amount}
 
 
-def check_cluster(request: PlacementGroupFactory, config: Any, patience_s: float = PATIENCE_S) -> None:
-    """Raises unless the cluster has, in total, what the actors ask for.
+def check_cluster(request: PlacementGroupFactory, config: Any, patience_s: float | None = None) -> None:
+    """Raises unless the cluster has, in total, what the actors ask for; an autoscaler is asked for what is missing.
 
     Outside of Tune there is no placement group: actors that do not fit would wait for ever, in silence. The main
     process's own bundle is left out, since a driver reserves nothing; of it only the replay counts.
 
+    Args:
+        request: The bundles.
+        config: The `WorldModelPPOConfig`.
+        patience_s: How long the cluster may take to grow, in seconds; None: the config's `cluster_timeout_s`.
+
     Raises:
-        ClusterTooSmallError: Naming what is missing, after `patience_s`.
+        ClusterTooSmallError: Naming what is missing, after that time.
     """
     if ray.util.get_current_placement_group() is not None:
         return
-    needed: dict[str, float] = {"CPU": config.num_cpus_for_replay if config.replay_is_remote else 0.0}
-    for bundle in request.bundles[1:]:
+    replay = {"CPU": config.num_cpus_for_replay} if config.replay_is_remote and config.num_cpus_for_replay else {}
+    bundles = [bundle for bundle in (replay, *request.bundles[1:]) if bundle]
+    needed: dict[str, float] = {}
+    for bundle in bundles:
         for name, amount in bundle.items():
             needed[name] = needed.get(name, 0.0) + amount
-    wait_for_resources(needed, patience_s)
+    patience_s = config.cluster_timeout_s if patience_s is None else patience_s
+    if not patience_s or not _missing(needed):
+        wait_for_resources(needed, 0.0)
+        return
+    # Nothing waits for these nodes yet that an autoscaler could see. Later the actors are what it sees.
+    request_resources(bundles=bundles)
+    try:
+        wait_for_resources(needed, patience_s)
+    finally:
+        request_resources(bundles=[])
 
 
 def wait_for_resources(needed: dict[str, float], patience_s: float) -> None:
-    """Raises unless the cluster has `needed` in total, or gets it within `patience_s`.
+    """Returns as soon as the cluster has `needed` in total.
 
     Raises:
-        ClusterTooSmallError: Naming what is missing.
+        ClusterTooSmallError: It has not after `patience_s`; names what is missing.
     """
     deadline = time.monotonic() + patience_s
     while missing := _missing(needed):
@@ -70,7 +88,8 @@ def wait_for_resources(needed: dict[str, float], patience_s: float) -> None:
             raise ClusterTooSmallError(
                 f"the cluster cannot meet the request: {', '.join(missing)}. Use fewer env runners, dreamers or "
                 "learners, ask for fractions (env_runners.num_cpus_per_env_runner, dreamers.num_cpus_per_dreamer, "
-                "ppo.num_cpus_per_learner), or add nodes."
+                "ppo.num_cpus_per_learner), or add nodes. Nodes that need longer to start: raise "
+                "cluster.timeout_s."
             )
         time.sleep(1.0)
 
@@ -89,7 +108,7 @@ def make_server(*, remote: bool) -> Any:
     if not remote:
         return ParameterServer()
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=16)(ParameterServer)
-    return actor.options(**_in_bundle(0)).remote()
+    return actor.options(**(_in_bundle(0) or _near_driver())).remote()
 
 
 def make_replay(config: Any, seed: int | None) -> Any:
@@ -100,8 +119,7 @@ def make_replay(config: Any, seed: int | None) -> Any:
     if options:
         options["num_cpus"] = 0  # Tune's trial actor holds all of bundle 0, the replay's CPUs included
     else:
-        node = ray.get_runtime_context().get_node_id()
-        options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+        options = _near_driver()
     actor = ray.remote(num_cpus=config.num_cpus_for_replay)(ReplayService)
     return actor.options(**options).remote(config.replay_capacity, seed, config.wm_log_level)
 
@@ -112,6 +130,7 @@ def make_dreamer(index: int, config: Any, spec: DreamerSpec, server: Any, reques
     actor = ray.remote(
         num_cpus=config.num_cpus_per_dreamer,
         num_gpus=config.num_gpus_per_dreamer,
+        resources=config.custom_resources_per_dreamer,
         max_restarts=-1,
     )(Dreamer)
     return actor.options(**options).remote(spec, server)
@@ -120,3 +139,9 @@ def make_dreamer(index: int, config: Any, spec: DreamerSpec, server: Any, reques
 def _in_bundle(index: int) -> dict[str, int]:
     inside = ray.util.get_current_placement_group() is not None
     return {"placement_group_bundle_index": index} if inside else {}
+
+
+def _near_driver() -> dict[str, Any]:
+    """On the driver's node where there is room: the nodes of env runners and dreamers may be taken away at any time."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}

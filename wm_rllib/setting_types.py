@@ -147,3 +147,16 @@ def class_path() -> Any:
 def mapping() -> Any:
     """Return the type of a free mapping from texts to anything."""
     return _described(Annotated[dict[str, Any], Field(strict=True)], "a mapping of key: value")
+
+
+def resources() -> Any:
+    """Return the type of amounts of Ray's custom resources, by name; CPU and GPU have settings of their own."""
+    amount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+
+    def check(amounts: dict[str, float]) -> dict[str, float]:
+        if amounts.keys() & {"CPU", "GPU", "memory", "object_store_memory"} or "" in amounts:
+            raise ValueError("not a custom resource")
+        return amounts
+
+    kind = Annotated[dict[str, amount], Field(strict=True)]
+    return _described(kind, "a mapping of custom resources to amounts above 0", AfterValidator(check))

@@ -28,6 +28,7 @@ from wm_rllib.setting_types import (
     number_or_word,
     number_range,
     one_of,
+    resources,
     rule_of,
     text,
     whole,
@@ -88,6 +89,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("num_env_runners", "num_env_runners", whole(0), "Remote env runners; 0 samples in the driver."),
         ("num_envs_per_env_runner", "num_envs_per_env_runner", whole(1), "Environments in each env runner."),
         ("num_cpus_per_env_runner", "num_cpus_per_env_runner", number(0), "CPUs of each env runner."),
+        (
+            "custom_resources_per_env_runner",
+            "custom_resources_per_env_runner",
+            resources(),
+            "Custom resources of each env runner: on which nodes it may run.",
+        ),
     ),
     *_section(
         "world_model.vae.",
@@ -176,6 +183,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("num_dreamers", "num_dreamers", whole(0), "Remote dreamers; 0 dreams in the driver."),
         ("num_cpus_per_dreamer", "num_cpus_per_dreamer", number(0), "CPUs of each dreamer."),
         ("num_gpus_per_dreamer", "num_gpus_per_dreamer", number(0), "GPUs of each dreamer."),
+        (
+            "custom_resources_per_dreamer",
+            "custom_resources_per_dreamer",
+            resources(),
+            "Custom resources of each dreamer: on which nodes it may run.",
+        ),
         ("num_cpus_for_replay", "num_cpus_for_replay", number(0), "CPUs of the replay actor."),
         ("remote_replay", "remote_replay", boolean(optional=True), "Replay in an actor; null: if anything else is."),
         ("dreamer_timeout_s", "dreamer_timeout_s", number(above=0), "Longest wait for lost dreamers."),
@@ -217,6 +230,10 @@ SETTINGS: tuple[Setting, ...] = (
         "stop.",
         ("total_timesteps", None, whole(1, optional=True), "Real steps after which the run ends."),
         ("return", None, number(optional=True), "Evaluation return, confirmed by a second one, that ends the run."),
+    ),
+    *_section(
+        "cluster.",
+        ("timeout_s", "cluster_timeout_s", number(0), "How long a cluster may take to have what is asked for."),
     ),
     *_section(
         "checkpoint.",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.filesystems import fetch_checkpoint, is_uri
 from wm_rllib.settings import parse_tree
 from wm_rllib.yaml_files import read_yaml, write_yaml
 
@@ -146,16 +147,17 @@ def copy(source: Path, folder: Path, name: str) -> Path:
     return write(folder, name, meta, read_yaml(source / SETTINGS_FILE), save_to)
 
 
-def resolve(path: Path, names: tuple[str, ...]) -> Path:
+def resolve(place: str | Path, names: tuple[str, ...]) -> Path:
     """Return the checkpoint that a user means by a path.
 
     Args:
-        path: A checkpoint, a run folder, or the checkpoints folder of one.
+        place: A checkpoint, a run folder, or the checkpoints folder of one; as a URI, a checkpoint.
         names: Which checkpoint of a run folder to take: the first of these that exists.
 
     Raises:
         CommandError: If there is nothing, or nothing that a wm_rllib or Ray Tune run wrote.
     """
+    path = fetch_checkpoint(str(place)) if is_uri(str(place)) else Path(place)
     if not path.is_dir():
         raise CommandError(f"checkpoint {path} does not exist. Fix: give a checkpoint or run folder.")
     if (path / META_FILE).exists() or (path / RLLIB_META_FILE).exists():

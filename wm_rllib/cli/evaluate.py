@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate as the arguments say; returns the exit code."""
     episodes = _flag(args.episodes, "evaluation.episodes", "--episodes") or DEFAULT_EPISODES
     seed = _flag(args.seed, "seed", "--seed")
-    checkpoint = checkpoints.resolve(Path(args.checkpoint), (BEST, LAST))
+    checkpoint = checkpoints.resolve(args.checkpoint, (BEST, LAST))
     env_id, env_config = _environment(args, checkpoint)
     observation_space, action_space = env_spaces(env_id, env_config)
 

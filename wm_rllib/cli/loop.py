@@ -35,6 +35,9 @@ class TrainableAlgorithm(Protocol):
     def evaluate_return(self, num_episodes: int) -> Evaluation:
         """Evaluate greedily on fresh episodes."""
 
+    def cut_short(self) -> None:
+        """Have the iteration end as soon as it can; called by a signal handler."""
+
     def save_to_path(self, path: str) -> object:
         """Write a checkpoint."""
 
@@ -125,12 +128,13 @@ class TrainingLoop:
         """
         end: End | None = None
         row: Row = {}
-        while end is None:
-            row = self._iterate()
-            end = self._end(row, signals)
-            self._writer.write(row)
-            self._console.show(row)
-            self._save(row, end)
+        with signals.held(self._algorithm.cut_short):
+            while end is None:
+                row = self._iterate()
+                end = self._end(row, signals)
+                self._writer.write(row)
+                self._console.show(row)
+                self._save(row, end)
         best = checkpoints.find(self._folder.checkpoints, BEST)
         last = self._folder.checkpoints / LAST
         returns = _returns(row) if end is End.RETURN else None
@@ -174,6 +178,8 @@ class TrainingLoop:
                 written = checkpoints.write(folder, name, self._meta, self._settings, self._save_algorithm)
             else:
                 checkpoints.copy(written, folder, name)
+        if due:
+            self._folder.share()
 
     def _save_algorithm(self, path: Path) -> None:
         self._algorithm.save_to_path(str(path.resolve()))

@@ -44,7 +44,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--num-envs", metavar="N", help="environments in each env runner")
     add("--device", metavar="cpu|cuda|auto", help="where learners and dreamers compute")
     add("--seed", metavar="S", help="seed of everything random")
-    add("--run-dir", metavar="DIR", help="run folder; default runs/<env>-<date>-<time>")
+    add("--run-dir", metavar="DIR", help="run folder, a path or s3://...; default runs/<env>-<date>-<time>")
     add("--resume", metavar="PATH|auto", help="go on from a checkpoint; auto: the newest in --run-dir, if any")
     add("--checkpoint-frequency", metavar="ITERATIONS", help="iterations between checkpoints")
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")

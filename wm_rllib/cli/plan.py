@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from typing import Any
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.filesystems import is_uri
 from wm_rllib.cli.loop import StopRule
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
 from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
 from wm_rllib.environments import env_spaces, make_env
 
 AUTO = "auto"
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""`ray job submit` sets it for what it starts."""
 CONFIRMATION_FACTOR = 5
 """The evaluation that confirms a solved run has this many times the usual episodes: 20 lucky ones end no run."""
 
@@ -64,39 +68,41 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         CommandError: For everything else that the user can correct.
     """
     requested = requested_values(args)
-    source = _find_source(args)
+    named = None if args.run_dir is None else RunFolder.at(_lasting(args.run_dir), pull=args.resume == AUTO)
+    source = _find_source(args, named)
     meta = CheckpointMeta(0, 0, 0.0) if source is None else _resumable(source)
-    before = _settings_before(args, source)
+    before = _settings_before(args, named, source)
     changed = changed_on_resume(before, requested) if before else {}
     values = {**before, **requested}
     if "env.id" not in values:
         raise CommandError("no environment. Fix: --env ID, or env.id in the YAML file.")
-    folder = RunFolder(_run_dir(args, source, values["env.id"]))
+    folder = named or RunFolder(_unnamed_run_dir(source, values["env.id"]))
     if not _goes_on_in(folder, args, source):
         folder.refuse_if_used()
     check_env(values)
     config = _make_config(values, args)
+    config.wm_run_name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]  # the monitoring's name for it
     tree = resolved_tree(config, values)
     return RunPlan(folder, values, config, tree, source, meta, changed)
 
 
-def _find_source(args: argparse.Namespace) -> Path | None:
+def _find_source(args: argparse.Namespace, named: RunFolder | None) -> Path | None:
     """Return the checkpoint to resume from, or None."""
     if args.resume is None:
         return None
     if args.resume != AUTO:
-        return checkpoints.resolve(Path(args.resume), (LAST, BEST))
-    if args.run_dir is None:
+        return checkpoints.resolve(args.resume, (LAST, BEST))
+    if named is None:
         raise CommandError("--resume auto needs the run folder to look in. Fix: add --run-dir DIR.")
-    return RunFolder(args.run_dir).newest_checkpoint()
+    return named.newest_checkpoint()
 
 
-def _settings_before(args: argparse.Namespace, source: Path | None) -> dict[str, Any]:
+def _settings_before(args: argparse.Namespace, named: RunFolder | None, source: Path | None) -> dict[str, Any]:
     """Return the settings to go on with: the checkpoint's, or those of a run that ended before its first checkpoint."""
     if source is not None:
         return checkpoints.read_settings(source)
-    begun = args.resume == AUTO and (Path(args.run_dir) / checkpoints.SETTINGS_FILE).exists()
-    return checkpoints.read_settings(Path(args.run_dir)) if begun else {}
+    begun = args.resume == AUTO and named is not None and named.config.exists()
+    return checkpoints.read_settings(named.path) if begun and named else {}
 
 
 def _resumable(source: Path) -> CheckpointMeta:
@@ -109,14 +115,26 @@ def _resumable(source: Path) -> CheckpointMeta:
     return meta
 
 
-def _run_dir(args: argparse.Namespace, source: Path | None, env_id: str) -> Path:
-    """Return the run folder: the one that is named, else the checkpoint's own, else a new one."""
-    if args.run_dir is not None:
-        return Path(args.run_dir)
+def _unnamed_run_dir(source: Path | None, env_id: str) -> str:
+    """Return the run folder where none is named: the checkpoint's own, else a new one."""
     if source is not None and source.parent.name == "checkpoints":
-        return source.parent.parent
+        return str(source.parent.parent)
     name = re.sub(r"[^\w.-]+", "-", env_id)
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return _lasting(f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _lasting(run_dir: str) -> str:
+    """Return the run folder's place, unless it goes with a Ray job.
+
+    Raises:
+        CommandError: If this is a Ray job and the path is relative.
+    """
+    if _RAY_JOB in os.environ and not is_uri(run_dir) and not os.path.isabs(run_dir):
+        raise CommandError(
+            f"run folder {run_dir} is relative, but a Ray job works in a copy of the working directory, which goes "
+            "with it. Fix: --run-dir with an absolute path on storage that all nodes share, or s3://bucket/path."
+        )
+    return run_dir
 
 
 def _goes_on_in(folder: RunFolder, args: argparse.Namespace, source: Path | None) -> bool:

@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.filesystems import is_uri
+from wm_rllib.cli.remote_folder import RemoteFolder
 from wm_rllib.yaml_files import write_yaml
 
 LAST, BEST = "last", "best"
@@ -20,18 +22,55 @@ _OURS = ("config.yaml", "progress.jsonl", "tensorboard", "checkpoints")
 class RunFolder:
     """One run's folder, locked against a second process while it is open."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, remote: RemoteFolder | None = None) -> None:
         """Name the folder; `open` makes it.
 
         Args:
             path: The folder, which need not exist.
+            remote: Its lasting copy elsewhere, if this is a staging folder.
         """
         self.path = Path(path)
+        self._remote = remote
         self.config = self.path / "config.yaml"
         self.progress = self.path / "progress.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self._lock: IO[str] | None = None
+
+    @classmethod
+    def at(cls, place: str, *, pull: bool) -> RunFolder:
+        """Return the folder at a path or URI.
+
+        Args:
+            place: Local path, or URI of any filesystem that pyarrow reaches.
+            pull: Whether to fetch what a URI's run resumes from.
+
+        Raises:
+            CommandError: If there is no such filesystem, or it cannot be read.
+        """
+        if not is_uri(place):
+            return cls(place)
+        remote = RemoteFolder(place)
+        if pull:
+            remote.pull()
+        return cls(remote.staging, remote)
+
+    def name_of(self, path: Path) -> str:
+        """Return how to call the folder, or a path in it, so that it can be found after the run."""
+        if self._remote is None:
+            return str(path)
+        inside = path.relative_to(self.path).as_posix()
+        uri, mark, options = self._remote.uri.partition("?")
+        return self._remote.uri if inside == "." else f"{uri.rstrip('/')}/{inside}{mark}{options}"
+
+    def __str__(self) -> str:
+        """Return the folder's path or URI."""
+        return self.name_of(self.path)
+
+    def share(self) -> None:
+        """Bring the lasting copy up to date, if this is a staging folder."""
+        if self._remote is not None:
+            self._remote.push()
 
     def refuse_if_used(self) -> None:
         """Make sure that the folder holds no run.
@@ -40,9 +79,11 @@ class RunFolder:
             CommandError: If it does.
         """
         used = [name for name in _OURS if _holds_something(self.path / name)]
+        if self._remote is not None and self._remote.is_used():
+            used = ["a run"]
         if used:
             raise CommandError(
-                f"run folder {self.path} is in use: it holds {used[0]}. "
+                f"run folder {self} is in use: it holds {used[0]}. "
                 "Fix: --resume auto to go on with that run, or another --run-dir."
             )
 
@@ -61,6 +102,8 @@ class RunFolder:
             ) from None
         for name in (LAST, BEST):
             checkpoints.recover(self.checkpoints, name)
+        if self._remote is not None:
+            self._remote.claim()
 
     def _take_lock(self) -> None:
         lock = (self.path / ".lock").open("a+", encoding="utf-8")

@@ -8,6 +8,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ def run(args: argparse.Namespace) -> int:
     with (
         _open_folder(plan.folder) as folder,
         ray_session(args.address, verbose=args.verbose, show_actor_logs=show_logs) as local,
-        StopSignals(on_first=_interrupt_tune) as signals,
+        StopSignals() as signals,
     ):
         _check_cluster(plan, local=local)
         folder.write_config(plan.spec.tree())
         print(f"sweep folder: {folder.path}", flush=True)
-        results = _make_tuner(plan, args).fit()
+        tuner = _make_tuner(plan, args)
+        with signals.held(partial(_interrupt_tune, signals)):
+            results = tuner.fit()
         if signals.received is not None:
             print(f"interrupted; to go on: {_resume_command(folder, args)}", flush=True)
             return exit_code(signals.received)
@@ -58,10 +61,10 @@ def _configure_tune(*, verbose: bool) -> None:
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 
-def _interrupt_tune(number: int) -> None:
+def _interrupt_tune(signals: StopSignals) -> None:
     """Have Tune record its state and end, by the signal that it listens to; outside of its loop end at once."""
     if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(exit_code(number))
+        raise SystemExit(exit_code(signals.received or signal.SIGINT))
     print("ending: the sweep's state is being written; a second signal ends it at once", flush=True)
     signal.raise_signal(signal.SIGUSR1)
 
@@ -77,7 +80,7 @@ def _open_folder(folder: RunFolder) -> Iterator[RunFolder]:
 
 def _check_cluster(plan: SweepPlan, *, local: bool) -> None:
     """Raise if some trial could never start."""
-    from wm_rllib.placement import PATIENCE_S, ClusterTooSmallError, wait_for_resources
+    from wm_rllib.placement import ClusterTooSmallError, wait_for_resources
     from wm_rllib.sweep.trial import SweepTrial
 
     for config in plan.configs:
@@ -86,7 +89,7 @@ def _check_cluster(plan: SweepPlan, *, local: bool) -> None:
             for name, amount in bundle.items():
                 needed[name] = needed.get(name, 0.0) + amount
         try:
-            wait_for_resources(needed, patience_s=0.0 if local else PATIENCE_S)
+            wait_for_resources(needed, 0.0 if local else config.cluster_timeout_s)
         except ClusterTooSmallError as error:
             raise CommandError(f"a trial does not fit: {error}") from None
 

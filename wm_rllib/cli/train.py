@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     plan = plan_run(args)
     if plan.start.finished and not any(path.startswith("stop.") for path in plan.changed):
-        print(f"the run in {plan.folder.path} has ended already. To go on, raise --total-timesteps or --stop-return.")
+        print(f"the run in {plan.folder} has ended already. To go on, raise --total-timesteps or --stop-return.")
         return 0
     memory = MemoryMonitor()
     memory.start()
@@ -42,8 +42,10 @@ def run(args: argparse.Namespace) -> int:
         make_algorithm = partial(build_algorithm, plan, local=local)
         outcome = train(plan, folder, console, signals, make_algorithm, tensorboard=args.tensorboard)
         peak = memory.stop()
-        for line in summary(outcome, time.monotonic() - started, peak):
+        for line in summary(outcome, folder, time.monotonic() - started, peak):
             console.say(line)
+        if outcome.end is End.SIGNAL:
+            console.say(f"checkpoint written {signals.seconds_since:.1f} s after the signal")
     return 0 if signals.received is None or outcome.end is not End.SIGNAL else exit_code(signals.received)
 
 
@@ -70,7 +72,7 @@ def _show_actor_logs(args: argparse.Namespace) -> bool:
 
 
 def _announce(plan: RunPlan, console: Console) -> None:
-    console.say(f"run folder: {plan.folder.path}")
+    console.say(f"run folder: {plan.folder}")
     if plan.source is not None:
         start = plan.start
         console.say(f"resumed at iteration {start.training_iteration}, {start.num_env_steps:,} real steps")
@@ -83,11 +85,11 @@ def _announce(plan: RunPlan, console: Console) -> None:
 def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
     """Return the algorithm of a plan, with the checkpoint's state if there is one."""
     from wm_rllib.algorithm import WorldModelPPO
-    from wm_rllib.placement import PATIENCE_S, ClusterTooSmallError, check_cluster
+    from wm_rllib.placement import ClusterTooSmallError, check_cluster
 
     request = WorldModelPPO.default_resource_request(plan.config)
     try:
-        check_cluster(request, plan.config, patience_s=0.0 if local else PATIENCE_S)  # a local Ray cannot grow
+        check_cluster(request, plan.config, patience_s=0.0 if local else None)  # a local Ray cannot grow
     except ClusterTooSmallError as error:
         raise CommandError(str(error)) from None
     algorithm = plan.config.copy(copy_frozen=False).build_algo()
@@ -124,6 +126,7 @@ def train(
             algorithm.restore_from_path(str(source.resolve()))
         folder.cut_back(source)
         folder.write_config(plan.tree)
+        folder.share()  # what was cut back must be, before new rows take its place
         events = folder.tensorboard if tensorboard else None
         writer = RowWriter(folder.progress, events, purge_step=plan.start.num_env_steps + 1 if source else 0)
         try:
@@ -152,7 +155,7 @@ def _source(plan: RunPlan, folder: RunFolder) -> Path | None:
     return folder.checkpoints / LAST
 
 
-def summary(outcome: Outcome, seconds: float, peak: MemoryPeak) -> list[str]:
+def summary(outcome: Outcome, folder: RunFolder, seconds: float, peak: MemoryPeak) -> list[str]:
     """Return the last lines of a run."""
     meta = outcome.meta
     if outcome.returns is not None:
@@ -161,10 +164,10 @@ def summary(outcome: Outcome, seconds: float, peak: MemoryPeak) -> list[str]:
     elif outcome.end is End.STEPS:
         how = "ended: all real steps are done"
     else:
-        how = "ended by a signal: --resume goes on from checkpoints/last"
+        how = "ended by a signal: the same command with --resume auto goes on from checkpoints/last"
     return [
         how,
-        f"checkpoint: {outcome.checkpoint}",
+        f"checkpoint: {folder.name_of(outcome.checkpoint)}",
         f"real steps {meta.num_env_steps:,}, {seconds:.1f} s ({format_duration(meta.seconds)} of training in all)",
         f"peak memory of all processes: {peak}",
     ]
