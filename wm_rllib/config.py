@@ -300,7 +300,7 @@ class WorldModelPPOConfig(PPOConfig):
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
-        # is never larger than its merged batch (algorithm.py).
+        # is never larger than its merged batch (learner_calls.py).
         minibatch_size: int | None = getattr(self, "minibatch_size")  # noqa: B009  (mypy cannot see RLlib's attribute)
         self.minibatch_size = None
         try:
