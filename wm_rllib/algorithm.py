@@ -21,6 +21,7 @@ from wm_rllib.evaluated_ppo import EvaluatedPPO
 from wm_rllib.iteration import IterationReport
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import may_dream
+from wm_rllib.overlap import OverlappingTraining
 from wm_rllib.phases import collect_randomly, pretrain, train_mixed
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
@@ -79,6 +80,7 @@ class WorldModelPPO(EvaluatedPPO):
             self.metrics,
         )
         self._stages = Stages(self.config, parts, lambda: self.iteration)
+        self._overlap = OverlappingTraining(self._stages) if self.config.overlap else None
         self._connect(self.env_runner_group)
         self._publisher.publish(0, policy=True, world_model=True)
 
@@ -133,6 +135,7 @@ class WorldModelPPO(EvaluatedPPO):
     def step(self) -> dict[str, Any]:
         """RLlib's iteration, with this algorithm's report and its evaluation at a fixed interval of real steps."""
         self._stages.report = IterationReport()
+        self._report.dropped_rows += self._rows_lost_by_resuming()
         phase = self._state.phase
         results = super().step()
         if self._evaluation_is_due():
@@ -155,8 +158,19 @@ class WorldModelPPO(EvaluatedPPO):
 
     def training_step(self) -> None:
         """One iteration of the current phase."""
+        if self._overlap is not None and self._state.phase is Phase.MIXED:
+            self._overlap.train_mixed()
+            return
         phases = {Phase.RANDOM: collect_randomly, Phase.PRETRAIN: pretrain, Phase.MIXED: train_mixed}
         phases[self._state.phase](self._stages)
+
+    def _rows_lost_by_resuming(self) -> int:
+        """Real rows that a checkpoint counts, whose features went with the process that wrote it."""
+        lost = self._state.banked_rows - (self._overlap.num_banked_rows if self._overlap else 0)
+        if lost:
+            logger.warning("%d real rows from before the checkpoint are in the replay, but not in a PPO batch", lost)
+            self._state.banked_rows -= lost
+        return lost
 
     def _restarts(self) -> dict[str, int]:
         return {
@@ -175,7 +189,10 @@ class WorldModelPPO(EvaluatedPPO):
         """RLlib's state, the training state, and (if not asked for by name alone) the replay's contents.
 
         `save_to_path` asks for components by name and hands each its state: the replay writes itself, so it gets none.
+        Real steps in flight are waited for first, and counted.
         """
+        if self._overlap is not None:
+            self._overlap.settle()
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_REPLAY, components, not_components):
             state[COMPONENT_REPLAY] = None if components == COMPONENT_REPLAY else self._replay.get_state()
@@ -184,6 +201,8 @@ class WorldModelPPO(EvaluatedPPO):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores `get_state`, and publishes what was restored under a sequence number newer than any before."""
+        if self._overlap is not None:
+            self._overlap.discard()
         super().set_state(state)
         if state.get(COMPONENT_REPLAY) is not None:
             self._replay.set_state(state[COMPONENT_REPLAY])

@@ -15,8 +15,9 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wm_rllib.calling import call
 from wm_rllib.collection import RealExperience, collect, combine
+from wm_rllib.dream_orders import DreamHarvest, DreamOrder
 from wm_rllib.dreamer import Dreamed
-from wm_rllib.dreamer_pool import DreamerPool, DreamHarvest, DreamOrder
+from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_runner import Collected, CollectRequest
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import fit_world_model, update_policy
@@ -94,20 +95,22 @@ class Stages:
         request = self.request(num_timesteps, random_actions=random_actions)
         with self.report.stage("sample"):
             parts = collect(self.parts.env_runners, request, timeout_s=self.config.sample_timeout_s)
-        return self.take_in(parts)
+        real = self.take_in(parts)
+        self.count(real)
+        return real
 
-    def request(self, num_timesteps: int, *, random_actions: bool) -> CollectRequest:
-        """What is asked of the env runners."""
+    def request(self, num_timesteps: int, *, random_actions: bool, stage: str = "collect") -> CollectRequest:
+        """What is asked of the env runners; `stage` is what its seed is named after."""
         return CollectRequest(
             num_timesteps=num_timesteps,
             num_shards=self.num_shards,
             random_actions=random_actions,
             fresh_envs=self._is_after_checkpoint(),
-            seed=self.seed("collect"),
+            seed=self.seed(stage),
         )
 
     def take_in(self, parts: list[Collected]) -> RealExperience:
-        """Adds what env runners delivered to the replay, and counts it."""
+        """Adds what env runners delivered to the replay and to the real steps so far."""
         state = self.parts.state
         ages = [state.staleness(part.sequence) for part in parts]
         real = combine(parts, self.num_shards, ages, self.config.max_staleness)
@@ -116,10 +119,13 @@ class Stages:
                 call(self.parts.replay.service, "add", real.raw_refs)
         self.parts.metrics.aggregate(real.metrics, key=ENV_RUNNER_RESULTS)
         state.num_env_steps += real.num_timesteps
+        return real
+
+    def count(self, real: RealExperience) -> None:
+        """Counts real experience in the report of the iteration that learns from it."""
         self.report.num_env_steps += real.num_timesteps
         self.report.staleness = max(self.report.staleness, real.staleness)
         self.report.dropped_rows += real.dropped_rows
-        return real
 
     def _is_after_checkpoint(self) -> bool:
         """Whether envs are reset now so that a run resumed here equals one that was never killed (contract 7)."""
@@ -204,8 +210,11 @@ class Stages:
             ratio: The imagined fraction.
             round_index: Number of the dream round.
         """
-        real_rows = [0] * len(real.rows) if ratio == 1.0 else real.rows
-        imagined = harvest.rows if harvest else [0] * len(real_rows)
+        real_rows = [0] * self.num_shards if ratio == 1.0 else real.rows
+        dreamed = harvest.rows if harvest else [0] * self.num_shards
+        # Dreams that were ordered ahead may be more than these real rows ask for.
+        imagined = [min(have, want) for have, want in zip(dreamed, split_evenly(rows, self.num_shards), strict=True)]
+        self.report.surplus_rows += sum(dreamed) - sum(imagined)
         keep: list[int] | None = None
         if sum(imagined) < rows:
             # Fewer dreams came than asked for: the real part shrinks with them, so that the ratio holds.
@@ -228,7 +237,9 @@ class Stages:
                 seed=self.seed(f"update/{round_index}"),
             )
         self.parts.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self.report.add_update(self.parts.metrics, len(real_rows), harvest)
+        if not self.report.add_update(self.parts.metrics, self.num_shards, harvest):
+            logger.warning("update skipped: all rows of a learner were lost with their processes")
+            return
         self.report.take_update_losses(self.parts.metrics)
         self.parts.state.policy_version += 1
         self._publish(policy=True, world_model=False)
