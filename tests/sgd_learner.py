@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.evaluation.postprocessing import Postprocessing
 
+from wm_rllib.advantages import standardise
+from wm_rllib.agreement import mean_and_std, moments
 from wm_rllib.learner import WorldModelPPOLearner
 
 
 class SGDLearner(WorldModelPPOLearner):
-    """Plain gradient descent in float64: a step is the gradient, where Adam's first is little more than its sign."""
-
-    def build(self) -> None:
-        torch.set_default_dtype(torch.float64)
-        super().build()
+    """Plain gradient descent: a step is the gradient, where Adam's first is little more than its sign."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         if module_id != DEFAULT_MODULE_ID:
@@ -25,6 +24,23 @@ class SGDLearner(WorldModelPPOLearner):
         self.register_optimizer(
             module_id=module_id, optimizer=torch.optim.SGD(params), params=params, lr_or_lr_schedule=config.lr
         )
+
+
+class OwnStatisticsLearner(SGDLearner):
+    """Standardises advantages over its own rows alone, as RLlib does."""
+
+    def _standardise(self, real: Any, imagined: Any) -> None:
+        for source in (real, imagined):
+            column = source[Postprocessing.ADVANTAGES]
+            source[Postprocessing.ADVANTAGES] = standardise(column, mean_and_std(moments(column)))
+
+
+class OwnMeanLearner(SGDLearner):
+    """Weighs its loss as the other one's, however many rows each is a mean of, as DDP does."""
+
+    def _descend(self, module_id: str, loss: torch.Tensor) -> None:
+        self._share = 1.0
+        super()._descend(module_id, loss)
 
 
 class FailingLearner(WorldModelPPOLearner):

@@ -6,11 +6,16 @@ With one learner, or none that is remote, nothing is sent and the sums are its o
 from __future__ import annotations
 
 import logging
+import os
+import threading
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+LAST_WORDS_S = 1.0
+"""How long a learner that failed lives on, to answer."""
 
 
 def num_learners() -> int:
@@ -41,10 +46,14 @@ def mean_and_std(total: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def leave_group() -> None:
-    """Closes this learner's connections, so that the others get an error where they would wait for it for ever.
+    """Ends this learner's process shortly, so that the others get an error where they would wait for it for ever.
 
-    They may be in the middle of an all-reduce that this one, having failed, will never join.
+    They may be in the middle of an all-reduce that this one, having failed, will never join; gloo tells them only when
+    the process is gone (not when its group is destroyed or aborted), and waits half an hour otherwise. What it raises
+    now still reaches the driver.
     """
-    if torch.distributed.is_initialized():
-        logger.error("a learner failed and leaves its group; the others will fail too")
-        torch.distributed.destroy_process_group()
+    if num_learners() > 1:
+        logger.exception("a learner failed and leaves its group; the others will fail too")
+        leave = threading.Timer(LAST_WORDS_S, os._exit, [1])
+        leave.daemon = True
+        leave.start()

@@ -13,7 +13,7 @@ from ray.tune import PlacementGroupFactory
 
 from wm_rllib import placement
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.dreamer import DreamerSpec
+from wm_rllib.dreamer import Dreamer, DreamerSpec
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.environment_check import check_environment
@@ -43,6 +43,9 @@ class WorldModelPPO(EvaluatedPPO):
     """
 
     config: WorldModelPPOConfig
+
+    dreamer_class: type[Dreamer] = Dreamer
+    """What a remote dreamer is made of; a subclass's may be another."""
 
     @classmethod
     def get_default_config(cls) -> WorldModelPPOConfig:
@@ -89,9 +92,8 @@ class WorldModelPPO(EvaluatedPPO):
         if not may_dream(self.config.imagination_ratio):
             return None
         spec = self._dreamer_spec()
-        make = functools.partial(
-            placement.make_dreamer, config=self.config, spec=spec, server=self._server, request=request
-        )
+        place = functools.partial(placement.make_dreamer, self.dreamer_class, config=self.config, request=request)
+        make = functools.partial(place, spec=spec, server=self._server)
         return DreamerPool(
             spec,
             self._server,

@@ -82,6 +82,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.num_dreamers = 0
         self.num_cpus_per_dreamer = 1.0
         self.num_gpus_per_dreamer = 0.0
+        self.custom_resources_per_dreamer: dict[str, float] = {}
         self.num_cpus_for_replay = 0.25
         self.remote_replay: bool | None = None
         self.imagination_ratio: Ratio = 0.99
@@ -213,6 +214,7 @@ class WorldModelPPOConfig(PPOConfig):
         num_dreamers: int = NotProvided,
         num_cpus_per_dreamer: float = NotProvided,
         num_gpus_per_dreamer: float = NotProvided,
+        custom_resources_per_dreamer: dict[str, float] = NotProvided,
         num_cpus_for_replay: float = NotProvided,
         remote_replay: bool | None = NotProvided,
         imagination_ratio: Ratio = NotProvided,
@@ -236,6 +238,7 @@ class WorldModelPPOConfig(PPOConfig):
             num_dreamers: Dreamer actors; 0 dreams in the algorithm's own process.
             num_cpus_per_dreamer: CPUs to reserve for each.
             num_gpus_per_dreamer: Share of a GPU for each.
+            custom_resources_per_dreamer: Amounts of the cluster's custom resources for each, by name.
             num_cpus_for_replay: CPUs to reserve for the replay actor.
             remote_replay: Whether the replay is an actor; None: when any other part is.
             imagination_ratio: Imagined fraction of the merged batch, a schedule [[timestep, value], ...], or "auto":

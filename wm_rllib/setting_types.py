@@ -147,3 +147,16 @@ def class_path() -> Any:
 def mapping() -> Any:
     """Return the type of a free mapping from texts to anything."""
     return _described(Annotated[dict[str, Any], Field(strict=True)], "a mapping of key: value")
+
+
+def _check_resources(resources: dict[str, float]) -> dict[str, float]:
+    if {"CPU", "GPU", "memory", "object_store_memory", ""} & set(resources):
+        raise ValueError("not a custom resource")
+    return resources
+
+
+def amounts() -> Any:
+    """Return the type of a mapping from custom resources to amounts above 0; CPUs and GPUs have their own settings."""
+    amount = _plain_number(None, None, 0.0)
+    words = "a mapping from custom resources (not CPU, GPU or memory) to numbers above 0"
+    return _described(dict[str, amount], words, AfterValidator(_check_resources))  # type: ignore[valid-type]

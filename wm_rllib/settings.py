@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from wm_rllib.setting_types import (
+    amounts,
     boolean,
     class_path,
     layer_sizes,
@@ -177,6 +178,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("num_dreamers", "num_dreamers", whole(0), "Remote dreamers; 0 dreams in the driver."),
         ("num_cpus_per_dreamer", "num_cpus_per_dreamer", number(0), "CPUs of each dreamer."),
         ("num_gpus_per_dreamer", "num_gpus_per_dreamer", number(0), "GPUs of each dreamer."),
+        (
+            "custom_resources",
+            "custom_resources_per_dreamer",
+            amounts(),
+            "Custom resources of each dreamer: amounts by name.",
+        ),
         ("num_cpus_for_replay", "num_cpus_for_replay", number(0), "CPUs of the replay actor."),
         ("remote_replay", "remote_replay", boolean(optional=True), "Replay in an actor; null: if anything else is."),
         ("dreamer_timeout_s", "dreamer_timeout_s", number(above=0), "Longest wait for lost dreamers."),
