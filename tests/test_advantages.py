@@ -9,6 +9,7 @@ from ray.rllib.utils.postprocessing.value_predictions import compute_value_targe
 from torch import Tensor
 
 from wm_rllib.advantages import standardise, value_targets
+from wm_rllib.agreement import mean_and_std, moments
 
 
 def lanes(batch: int, time: int, *, death: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -99,13 +100,15 @@ def test_nothing_after_a_termination_reaches_back():
 
 
 def test_standardise():
-    result = standardise(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    result = standardise(values, mean_and_std(moments(values)))
     np.testing.assert_allclose(result.numpy(), (np.array([1, 2, 3, 6]) - 3) / np.std([1, 2, 3, 6]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("values", [[3.0], [2.0, 2.0, 2.0]])
 def test_standardise_of_equal_values_is_zero(values: list[float]):
-    assert standardise(torch.tensor(values)).tolist() == [0.0] * len(values)
+    column = torch.tensor(values)
+    assert standardise(column, mean_and_std(moments(column))).tolist() == [0.0] * len(values)
 
 
 def cuts_of(ends: Tensor, share: float) -> Tensor:

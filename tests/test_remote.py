@@ -179,7 +179,7 @@ def test_everyone_has_what_the_learner_has(mixed):
 
 def test_the_driver_receives_no_arrays(mixed, monkeypatch):
     """Contract 8: what dreamers and env runners answer is small, whatever the number of rows."""
-    from wm_rllib import algorithm as module
+    from wm_rllib import stages as module
 
     answers = []
     collect, run = module.collect, mixed._pool._run

@@ -50,6 +50,12 @@ def value_targets(
     return advantages + values
 
 
-def standardise(advantages: Tensor) -> Tensor:
-    """Zero mean and unit (population) standard deviation, with RLlib's floor of 1e-4 on the latter."""
-    return (advantages - advantages.mean()) / advantages.std(correction=0).clamp(min=1e-4)
+def standardise(advantages: Tensor, mean_and_std: tuple[Tensor, Tensor]) -> Tensor:
+    """Zero mean and unit deviation, with RLlib's floor of 1e-4 on the latter.
+
+    Args:
+        advantages: [N].
+        mean_and_std: Of the rows of all learners; scalars.
+    """
+    mean, std = mean_and_std
+    return ((advantages - mean) / std.clamp(min=1e-4)).to(advantages.dtype)

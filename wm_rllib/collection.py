@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,3 +75,53 @@ def combine(parts: list[Collected], num_learners: int, staleness: list[int], max
         dropped_rows=dropped,
         metrics=[part.metrics for part in parts],
     )
+
+
+class SamplesAhead:
+    """Real env steps that the env runners take while the learners are at work.
+
+    An env runner has at most one such request. A fragment that comes after the timeout is delivered with the next ones:
+    too old for PPO by then, but real experience for the replay.
+
+    Args:
+        group: RLlib's env runners, all remote.
+        num_envs: Environments in each.
+
+    Attributes:
+        in_flight: Whether `finish` has something to wait for.
+        most_rows: Env steps that the newest request may bring: an env runner may overshoot by a step in all envs but
+            one.
+    """
+
+    def __init__(self, group: EnvRunnerGroup, num_envs: int):
+        self._group, self._num_envs = group, num_envs
+        self._numbers = itertools.count()
+        self._tag = f"samples/{next(self._numbers)}"
+        self._given_up: list[str] = []
+        self.in_flight = False
+        self.most_rows = 0
+
+    def start(self, request: CollectRequest) -> None:
+        """Has every healthy env runner begin its part of `request.num_timesteps`."""
+        workers = self._group.num_healthy_remote_workers()
+        share = -(-request.num_timesteps // max(1, workers))
+        self.in_flight = True
+        self.most_rows = workers * (share + self._num_envs - 1)
+        if workers:
+            self._group.foreach_env_runner_async(
+                functools.partial(_collect, request=request, share=share), tag=self._tag
+            )
+
+    def finish(self, timeout_s: float) -> list[Collected]:
+        """What came of it; the part of an env runner that was lost is missing."""
+        self.in_flight = False
+        if self._given_up:  # RLlib's manager holds answers until they are fetched
+            self._group.fetch_ready_async_reqs(tags=self._given_up)
+        return [part for _, part in self._group.fetch_ready_async_reqs(tags=self._tag, timeout_seconds=timeout_s)]
+
+    def discard(self) -> None:
+        """Gives up what is in flight: a state was restored in which it never happened."""
+        if self.in_flight:
+            self.in_flight = False
+            self._given_up.append(self._tag)
+            self._tag = f"samples/{next(self._numbers)}"

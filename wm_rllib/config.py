@@ -14,14 +14,14 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
+from wm_rllib.config_rules import broken_rule
 from wm_rllib.connectors import FeatureConnector
 from wm_rllib.env_runner import WorldModelEnvRunner
-from wm_rllib.environment_check import NO_MULTI_AGENT
 from wm_rllib.evaluation import MAX_LANES
 from wm_rllib.evaluation_runners import evaluate_greedily
 from wm_rllib.gate import Bounds
 from wm_rllib.learner import WorldModelPPOLearner
-from wm_rllib.mixing import AUTO, Ratio, may_dream
+from wm_rllib.mixing import Ratio, may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
@@ -97,6 +97,8 @@ class WorldModelPPOConfig(PPOConfig):
         self.dream_batch_size = 12_800
         self.burn_in = 15
         self.max_staleness = 1
+        self.overlap = False
+        self.max_dreams_in_flight = 2
         self.dreamer_timeout_s = 60.0
 
     def _set_rllib_defaults(self) -> None:
@@ -230,6 +232,8 @@ class WorldModelPPOConfig(PPOConfig):
         dream_batch_size: int = NotProvided,
         burn_in: int = NotProvided,
         max_staleness: int = NotProvided,
+        overlap: bool = NotProvided,
+        max_dreams_in_flight: int = NotProvided,
         dreamer_timeout_s: float = NotProvided,
     ) -> WorldModelPPOConfig:
         """Sets imagination: how much, how, and by whom.
@@ -257,6 +261,11 @@ class WorldModelPPOConfig(PPOConfig):
             dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).
             burn_in: Real steps before a dream's start that h is computed from.
             max_staleness: Iterations that a fragment's weights may lag; older fragments are dropped and counted.
+            overlap: Whether sampling and dreaming run beside the learners' work: an iteration takes as long as its
+                slowest process, and learns from real and imagined rows that are an iteration older. Needs remote env
+                runners and dreamers.
+            max_dreams_in_flight: With `overlap`, dream batches that are ordered before they are needed; an iteration's
+                rounds at most. Fewer are fresher, more keep dreamers busy while the world model is fitted.
             dreamer_timeout_s: How long a round waits for lost dreamers before it shrinks its real part instead.
         """
         return self._update(locals())
@@ -293,34 +302,17 @@ class WorldModelPPOConfig(PPOConfig):
     def validate(self) -> None:
         """Checks every setting alone (`wm_rllib.settings`) and together; raises ValueError before any actor starts."""
         check_attrs(self)
-        if self.is_multi_agent:
-            self._value_error(NO_MULTI_AGENT)
-        if self.num_aggregator_actors_per_learner:
-            self._value_error("num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE.")
-        if self._env_to_module_connector is not None:
-            self._value_error(
-                "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
-                "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
-            )
-        if self.imagination_ratio == AUTO and self.min_imagination_horizon > self.imagination_horizon:
-            self._value_error(
-                f"min_imagination_horizon = {self.min_imagination_horizon} must not exceed imagination_horizon = "
-                f"{self.imagination_horizon}. Fix: lower the one or raise the other."
-            )
-        if self.max_disagreement is not None and self.ensemble_size in (0, 1):
-            self._value_error(
-                f"max_disagreement = {self.max_disagreement} cuts dreams where an ensemble disagrees, but "
-                f"ensemble_size = {self.ensemble_size}. Fix: ensemble_size of 2 or more, or max_disagreement null."
-            )
-        if not self.policy_hidden_dims:
-            self._value_error(
-                "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
-            )
+        if broken := broken_rule(self):
+            self._value_error(broken)
+        if self.overlap:
+            # RLlib would ask every env runner for its connectors' states after each iteration, and wait for the
+            # sampling. There is nothing in them: the weights come from the parameter server.
+            self._dont_auto_sync_env_runner_states = True
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
-        # is never larger than its merged batch (algorithm.py).
+        # is never larger than its merged batch (learner_calls.py).
         minibatch_size: int | None = getattr(self, "minibatch_size")  # noqa: B009  (mypy cannot see RLlib's attribute)
         self.minibatch_size = None
         try:

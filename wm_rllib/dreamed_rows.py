@@ -10,7 +10,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
-from wm_rllib.advantages import standardise, value_targets
+from wm_rllib.advantages import value_targets
 
 COLUMNS = (
     Columns.OBS,
@@ -32,7 +32,7 @@ Critic = Callable[[Tensor], Tensor]
 def dreamed_rows(
     blocks: list[Block], critic: Critic, *, gamma: float, lambda_: float, device: torch.device
 ) -> RowColumns:
-    """All rows of the dreams, flat [N, ...], with standardised advantages and value targets.
+    """All rows of the dreams, flat [N, ...], with advantages and value targets.
 
     Args:
         blocks: Arrays [B, H, ...], as `wm_rllib.dreamer` makes them.
@@ -53,7 +53,7 @@ def dreamed_rows(
         targets.append(_targets(block, values[row : row + count], critic, gamma, lambda_, device))
         row += count
     columns[Postprocessing.VALUE_TARGETS] = torch.cat(targets)
-    columns[Postprocessing.ADVANTAGES] = standardise(columns[Postprocessing.VALUE_TARGETS] - values)
+    columns[Postprocessing.ADVANTAGES] = columns[Postprocessing.VALUE_TARGETS] - values
     return columns
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from wm_rllib.calling import call
+from wm_rllib.dream_orders import DreamHarvest, DreamOrder, DreamTicket
 from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamFailure, DreamRequest, NoWeights, num_lanes
 from wm_rllib.mixing import split_evenly
 from wm_rllib.seeding import stage_seed
@@ -25,50 +27,6 @@ RETRY_PAUSE_S = 0.5
 
 class DreamerError(RuntimeError):
     """Dreamers keep failing with an error of their own code (not by losing their process)."""
-
-
-@dataclass(frozen=True)
-class DreamOrder:
-    """What one dream round needs: rows for each learner, and how to dream them."""
-
-    rows: list[int]
-    horizon: int
-    temperature: float
-    max_disagreement: float | None
-    exploration_bonus: float
-    optimism: float
-    burn_in: int
-
-
-@dataclass
-class DreamHarvest:
-    """What came of an order.
-
-    Attributes:
-        shard_refs: For each learner the references to its blocks.
-        rows: For each learner the rows that came; fewer than ordered only when no dreamer was left in time.
-        num_segments: Separate imagined trajectories.
-        num_cuts: Those that were cut because M was unsure.
-        seconds: Summed working time of the dreamers.
-        dropped_rows: Rows dropped for their age.
-    """
-
-    shard_refs: list[list[ray.ObjectRef]]
-    rows: list[int]
-    num_segments: int = 0
-    num_cuts: int = 0
-    seconds: float = 0.0
-    dropped_rows: int = 0
-
-    def add(self, part: Dreamed) -> None:
-        """Takes in one dreamer's part."""
-        for learner, ref in enumerate(part.shard_refs):
-            if part.rows[learner]:
-                self.shard_refs[learner].append(ref)
-                self.rows[learner] += part.rows[learner]
-        self.num_segments += part.num_segments
-        self.num_cuts += part.num_cuts
-        self.seconds += part.seconds
 
 
 class DreamerPool:
@@ -99,6 +57,9 @@ class DreamerPool:
         self._push_again = push_again
         self._timeout_s = timeout_s
         self._failures_in_a_row = 0
+        self._numbers = itertools.count()
+        self._abandoned: set[str] = set()
+        self._overdue: set[int] = set()
         self._local = None if num_dreamers else Dreamer(spec, server)
         self._manager = FaultTolerantActorManager([make_actor(i) for i in range(num_dreamers)], init_id=1)
 
@@ -128,16 +89,77 @@ class DreamerPool:
         Raises:
             DreamerError: Dreamers failed several times in a row with an error of their own.
         """
-        harvest = DreamHarvest([[] for _ in order.rows], [0] * len(order.rows))
+        harvest = DreamHarvest.empty(len(order.rows))
         deadline = time.monotonic() + self._timeout_s
-        attempt = 0
+        self._fill(order, harvest, deadline, 0, base_seed, is_stale)
+        return harvest
+
+    def order_ahead(self, order: DreamOrder, seed: int | None) -> DreamTicket:
+        """Orders rows from all healthy dreamers without waiting for them.
+
+        Args:
+            order: Rows for each learner and how to dream.
+            seed: Seed of the order, or None.
+        """
+        ids = self._ready_ids()
+        requests = self._requests(order, order.rows, len(ids), seed) if ids else []
+        ticket = DreamTicket(order, f"dreams/{next(self._numbers)}", tuple(ids[: len(requests)]))
+        if requests:
+            calls = [functools.partial(_dream, request=request) for request in requests]
+            self._manager.foreach_actor_async(calls, tag=ticket.tag, remote_actor_ids=list(ticket.ids))
+        return ticket
+
+    def gather(
+        self,
+        ticket: DreamTicket,
+        rows: list[int],
+        base_seed: Callable[[int], int | None],
+        is_stale: Callable[[Dreamed], bool],
+    ) -> DreamHarvest:
+        """Waits for what was ordered ahead; what is missing of `rows` is ordered again, as `dream` does.
+
+        Args:
+            ticket: What `order_ahead` returned.
+            rows: For each learner the rows that are needed, fewer or more than were ordered.
+            base_seed: See `dream`; attempts count from 1.
+            is_stale: See `dream`.
+
+        Raises:
+            DreamerError: Dreamers failed several times in a row with an error of their own.
+        """
+        harvest = DreamHarvest.empty(len(rows))
+        deadline = time.monotonic() + self._timeout_s
+        results = self._manager.fetch_ready_async_reqs(tags=ticket.tag, timeout_seconds=self._timeout_s)
+        answered = {result.actor_id for result in results}
+        for result in results.ignore_errors():
+            self._take(result.get(), harvest, is_stale)
+        self._overdue |= {i for i in ticket.ids if i not in answered and self._manager.is_actor_healthy(i)}
+        self.drop(ticket)
+        self._fill(dataclasses.replace(ticket.order, rows=rows), harvest, deadline, 1, base_seed, is_stale)
+        return harvest
+
+    def drop(self, ticket: DreamTicket) -> None:
+        """Gives up what was ordered ahead; answers that still come are let go, so that they leave the object store."""
+        self._abandoned.add(ticket.tag)
+        self._let_go()
+
+    def _fill(
+        self,
+        order: DreamOrder,
+        harvest: DreamHarvest,
+        deadline: float,
+        attempt: int,
+        base_seed: Callable[[int], int | None],
+        is_stale: Callable[[Dreamed], bool],
+    ) -> None:
+        """Orders what is missing, again and again, until it is there or time is up; the first attempt always runs."""
         while True:
-            missing = [want - have for want, have in zip(order.rows, harvest.rows, strict=True)]
+            missing = [max(0, want - have) for want, have in zip(order.rows, harvest.rows, strict=True)]
             if not any(missing):
-                return harvest
+                return
             if attempt and time.monotonic() > deadline:
                 logger.warning("no dreamer delivered %s rows within %.0f s", missing, self._timeout_s)
-                return harvest
+                return
             self._attempt(order, missing, harvest, base_seed(attempt), is_stale)
             attempt += 1
 
@@ -150,27 +172,47 @@ class DreamerPool:
         is_stale: Callable[[Dreamed], bool],
     ) -> None:
         """Orders what is missing from all healthy dreamers and takes in what they deliver."""
-        # A ping waits for an actor that is still restarting: with others alive it must not hold up the round.
-        patience = 0.05 if self._manager.num_healthy_actors() else RETRY_PAUSE_S
-        self._manager.probe_unhealthy_actors(timeout_seconds=patience, mark_healthy=True)
-        ids = self._manager.healthy_actor_ids()
+        ids = self._ready_ids()
         if self._local is None and not ids:
             self._raise_if_none_can_come_back()
             return
         requests = self._requests(order, missing, len(ids) or 1, seed)
         for result in self._run(requests, ids):
-            if isinstance(result, NoWeights):
-                time.sleep(RETRY_PAUSE_S)
-                self._push_again()
-                continue
-            if isinstance(result, DreamFailure):
-                self._count_failure(result)
-                continue
+            self._take(result, harvest, is_stale)
+
+    def _take(
+        self, result: Dreamed | DreamFailure | NoWeights, harvest: DreamHarvest, is_stale: Callable[[Dreamed], bool]
+    ) -> None:
+        """One dreamer's answer."""
+        if isinstance(result, NoWeights):
+            time.sleep(RETRY_PAUSE_S)
+            self._push_again()
+        elif isinstance(result, DreamFailure):
+            self._count_failure(result)
+        else:
             self._failures_in_a_row = 0
             if is_stale(result):
                 harvest.dropped_rows += sum(result.rows)
             else:
                 harvest.add(result)
+
+    def _ready_ids(self) -> list[int]:
+        """Dreamers that can be asked: those that are back are counted in, those with an overdue answer are not."""
+        self._let_go()
+        # A ping waits for an actor that is still restarting: with others alive it must not hold up the round.
+        patience = 0.05 if self._manager.num_healthy_actors() else RETRY_PAUSE_S
+        self._manager.probe_unhealthy_actors(timeout_seconds=patience, mark_healthy=True)
+        return [i for i in self._manager.healthy_actor_ids() if i not in self._overdue]
+
+    def _let_go(self) -> None:
+        """Releases late answers to what was given up: RLlib's manager would hold them until they are fetched."""
+        if not self._abandoned:
+            return
+        for late in self._manager.fetch_ready_async_reqs(tags=list(self._abandoned), timeout_seconds=0.0):
+            self._overdue.discard(late.actor_id)
+        self._abandoned = {tag for tag in self._abandoned if self._manager.num_outstanding_async_reqs(tag)}
+        # An actor that was lost owes nothing any more.
+        self._overdue &= set(self._manager.healthy_actor_ids()) if self._abandoned else set()
 
     def _requests(self, order: DreamOrder, missing: list[int], workers: int, seed: int | None) -> list[DreamRequest]:
         shares = zip(*(split_evenly(count, workers) for count in missing), strict=True)

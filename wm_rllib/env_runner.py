@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ class Collected:
         sequence: Record of the parameter server that both versions come from.
         world_model_version: With which V and M the features were computed.
         policy_version: With which C the actions were chosen.
+        seconds: Time the env runner worked.
         metrics: RLlib's env runner metrics.
     """
 
@@ -66,6 +68,7 @@ class Collected:
     sequence: int
     world_model_version: int
     policy_version: int
+    seconds: float
     metrics: Any
 
 
@@ -118,6 +121,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
 
     def collect(self, request: CollectRequest) -> Collected:
         """Pulls weights, steps the envs, and puts the experience into the object store."""
+        start = time.perf_counter()
         self.pull()
         seed_process(request.seed)
         if request.seed is not None:
@@ -138,6 +142,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             sequence=self._client.sequence,
             world_model_version=self._client.world_model_version,
             policy_version=self._client.policy_version,
+            seconds=time.perf_counter() - start,
             metrics=self.get_metrics(),
         )
 

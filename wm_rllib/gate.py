@@ -1,6 +1,6 @@
 """The gate: how much to imagine, and how far, from how well M predicts what it was not fitted to.
 
-Pure numbers; `models/judging.py` measures, `algorithm.py` obeys. Bounds come from the config.
+Pure numbers; `models/judging.py` measures, `gating.py` obeys. Bounds come from the config.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from wm_rllib.dreamer_pool import DreamHarvest
+from wm_rllib.dream_orders import DreamHarvest
 from wm_rllib.gate import Gate, Judgement
 from wm_rllib.learning_rates import LEARNING_RATES
 from wm_rllib.mixing import realised_ratio
@@ -49,6 +49,8 @@ class IterationReport:
         self.losses: dict[str, float | None] = {}
         self.num_env_steps = 0
         self.num_segments = 0
+        self.num_dreamed_rows = 0
+        self.surplus_rows = 0
         self.num_cuts = 0
         self.fit_updates = 0
         self.dropped_rows = 0
@@ -67,18 +69,31 @@ class IterationReport:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.add_seconds(name, time.perf_counter() - start)
 
-    def add_update(self, metrics: MetricsLogger, num_learners: int, harvest: DreamHarvest | None) -> None:
-        """Counts the rows of one merged batch, as the learners counted them (a mean over learners)."""
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Adds to seconds/<name>."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def add_update(self, metrics: MetricsLogger, num_learners: int, harvest: DreamHarvest | None) -> bool:
+        """Counts the rows of one merged batch, as the learners counted them (a mean over learners).
+
+        Returns:
+            Whether there was any: without, because they were lost on their way, the learners did nothing.
+        """
         counts = (_peek(metrics, DEFAULT_MODULE_ID, f"num_{source}_rows") or 0.0 for source in ("real", "imagined"))
         real, imagined = (round(count * num_learners) for count in counts)
+        if not real + imagined:
+            self.updates_skipped += 1
+            return False
         self.rows["real"] += real
         self.rows["imagined"] += imagined
         self.rounds.append((real, imagined))
         if harvest:
             self.num_segments += harvest.num_segments
+            self.num_dreamed_rows += sum(harvest.rows)
             self.num_cuts += harvest.num_cuts
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         """The report, nested as in the result dict; absent values are None."""
@@ -90,11 +105,12 @@ class IterationReport:
                 "ratio": realised_ratio(self.rows["real"], imagined) if trained else None,
                 "configured_ratio": self.configured_ratio,
                 "rows_by_round": [list(counts) for counts in self.rounds],
-                "horizon": imagined / self.num_segments if self.num_segments else None,
+                "horizon": self.num_dreamed_rows / self.num_segments if self.num_segments else None,
                 "cut": self.num_cuts / self.num_segments if self.num_segments else None,
                 "return_gap": self.return_gap,
                 "staleness": self.staleness,
                 "dropped_rows": self.dropped_rows,
+                "surplus_rows": self.surplus_rows,
                 "updates_skipped": self.updates_skipped,
                 **self.gate,
             },
@@ -105,7 +121,7 @@ class IterationReport:
             "seconds": dict(self.seconds),
             "steps_per_second": {
                 "sample": self._rate(self.num_env_steps, "sample"),
-                "dream": self._rate(imagined, "dream"),
+                "dream": self._rate(self.num_dreamed_rows, "dream"),
                 "fit_updates": self._rate(self.fit_updates, "fit"),
                 "update_rows": self._rate(sum(self.rows.values()), "update"),
             },

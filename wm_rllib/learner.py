@@ -1,35 +1,32 @@
-"""The learner: PPO on the exact merge of real and imagined rows, and the world model's fit."""
+"""The learner: PPO on the exact merge of real and imagined rows, the world model's fit, and its light loop for both."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
-from ray.rllib.evaluation.postprocessing import Postprocessing
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
-from wm_rllib.advantages import standardise
-from wm_rllib.dreamed_rows import COLUMNS, Block, RowColumns, dreamed_rows
+from wm_rllib.agreement import leave_group
+from wm_rllib.dreamed_rows import RowColumns
 from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
 from wm_rllib.judge import judge_world_model
 from wm_rllib.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER, log_learning_rate
 from wm_rllib.logs import set_log_level
-from wm_rllib.mixing import imagined_rows, may_dream, real_rows_for
+from wm_rllib.merging_learner import MergingLearner, NothingToLearnError
+from wm_rllib.mixing import may_dream
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.policy_module import WorldModelPPOModule, moved_units
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 
@@ -40,16 +37,12 @@ CONFIGURED_KL_COEFF = "configured_kl_coeff"
 TIMESTEP = "timestep"
 
 
-class WorldModelPPOLearner(PPOTorchLearner):
-    """PPOTorchLearner that merges in dreams, and fits the world-model module when given its batches."""
+class WorldModelPPOLearner(MergingLearner):
+    """RLlib's PPO learner that merges in dreams, and fits the world-model module when given its batches."""
 
     def build(self) -> None:
         """Builds RLlib's learner."""
         set_log_level(self.config.wm_log_level)
-        self._imagined: Sequence[ray.ObjectRef] | None = None
-        self._real_rows: int | None = None
-        self._ratio: float | None = None
-        self._expected_rows = (0, 0)
         self._fit_losses: list[dict[str, Tensor]] = []
         self._fitting = False
         self._own_loop = False
@@ -80,7 +73,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
             imagined: For each learner the references to its dreams (lists of dicts of arrays [B, H, ...], as
                 `wm_rllib.dreamer` makes them), maybe none for this one. None: RLlib's own update, untouched.
             ratio: The imagined fraction to keep if rows are lost on the way; None: take what there is.
-            expected_rows: For each learner its real and imagined rows, as the driver counted them.
+            expected_rows: For each learner its real and imagined rows, as the driver counted them; dreams beyond them
+                are left out. None: take what there is.
             real_rows: For each learner how many of its real rows to use; None: all.
             stage_seed: Seeds this process's generators first.
             vae_lr_scale: In a fit, factor of V's learning rate.
@@ -90,12 +84,18 @@ class WorldModelPPOLearner(PPOTorchLearner):
         seed_process(stage_seed)
         self._vae_lr_scale, self._policy_lr_scale = vae_lr_scale, policy_lr_scale
         self._ratio = ratio
-        self._expected_rows = expected_rows[self._learner_index] if expected_rows else (0, 0)
+        self._expected_rows = expected_rows[self._learner_index] if expected_rows else None
         self._steps_done = 0
         self._imagined = None if imagined is None else imagined[self._learner_index]
         self._real_rows = real_rows[self._learner_index] if real_rows else None
         try:
             return super().update(*args, **kwargs)
+        except NothingToLearnError:
+            self._log_rows(0, 0)
+            return self.metrics.reduce()
+        except Exception:
+            leave_group()
+            raise
         finally:
             self._imagined = None
 
@@ -122,6 +122,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
                 shuffle_batch_per_epoch=shuffle_batch_per_epoch,
                 **kwargs,
             )
+        self._share = 1.0
         module_id, columns = self._fit_columns(training_data) if self._fitting else self._merged(training_data)
         minibatches = Minibatches(
             module_id,
@@ -131,6 +132,8 @@ class WorldModelPPOLearner(PPOTorchLearner):
             count=num_total_minibatches,
             shuffle=shuffle_batch_per_epoch and not self._fitting,
         )
+        if minibatch_size:
+            self._share = 1.0  # all learners' minibatches are of one size
         self._num_steps = len(minibatches)
         return minibatches
 
@@ -138,20 +141,6 @@ class WorldModelPPOLearner(PPOTorchLearner):
         """The stacked sequences of a fit, one row each."""
         batch = super()._make_batch_if_necessary(training_data).policy_batches[WORLD_MODEL_MODULE_ID]
         return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
-
-    def _merged(self, training_data: TrainingData) -> tuple[str, RowColumns]:
-        """The exact merge of this learner's real and imagined rows."""
-        imagined = self._imagined_columns(_get_available(self._imagined)) if self._imagined else None
-        real = None
-        if training_data.episodes:
-            batch = super()._make_batch_if_necessary(training_data)
-            real = self._real_columns(batch.policy_batches[DEFAULT_MODULE_ID])
-        if imagined is not None:
-            real, imagined = self._keep_ratio(real, imagined)
-        sources = [source for source in (real, imagined) if source is not None]
-        self._rescale_values(sources)
-        self._log_rows(_num_rows(real), _num_rows(imagined))
-        return DEFAULT_MODULE_ID, self._merge(sources)
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
         batch = super()._make_batch_if_necessary(training_data)
@@ -181,7 +170,7 @@ class WorldModelPPOLearner(PPOTorchLearner):
         optimizers = self.get_optimizers_for_module(module_id)
         for _, optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * self._share).backward()  # type: ignore[no-untyped-call]
         for name, optimizer in optimizers:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             if self._fitting:
@@ -207,76 +196,6 @@ class WorldModelPPOLearner(PPOTorchLearner):
 
     def _set_slicing_by_batch_id(self, batch: Any, *, value: bool) -> Any:
         return batch if self._own_loop else super()._set_slicing_by_batch_id(batch, value=value)
-
-    def _keep_ratio(self, real: RowColumns | None, imagined: RowColumns) -> tuple[RowColumns | None, RowColumns]:
-        """Cuts one source when rows of the other were lost with the process that had put them into the object store."""
-        if self._ratio is None:
-            return real, imagined
-        num_real, num_imagined = _num_rows(real), _num_rows(imagined)
-        if real and num_real < self._expected_rows[0]:
-            imagined = self._choose(imagined, imagined_rows(num_real, self._ratio))
-        elif real and num_imagined < self._expected_rows[1]:
-            real = self._choose(real, real_rows_for(num_imagined, self._ratio))
-        return real, imagined
-
-    def _rescale_values(self, sources: list[RowColumns]) -> None:
-        """Moves the critic's units towards the mean and standard deviation of this update's value targets.
-
-        All learners take the same units, from their targets together. Without dreams nothing is rescaled: the update at
-        ratio 0 is RLlib's own (contract 1).
-        """
-        module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        if not isinstance(module, WorldModelPPOModule):
-            return
-        targets = torch.cat([source[Postprocessing.VALUE_TARGETS] for source in sources]).double()
-        moments = torch.stack([torch.ones_like(targets).sum(), targets.sum(), targets.square().sum()])
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(moments)
-        mean = moments[1] / moments[0]
-        std = (moments[2] / moments[0] - mean.square()).clamp(min=0.0).sqrt()
-        module.rescale_values(*moved_units(module.value_mean, module.value_scale, mean, std))
-
-    def _choose(self, columns: RowColumns, count: int) -> RowColumns:
-        keep = torch.randperm(len(columns[Columns.OBS]), device=self._device)[:count]
-        return {name: column[keep] for name, column in columns.items()}
-
-    def _real_columns(self, batch: SampleBatch) -> dict[str, Tensor]:
-        """The valid rows of RLlib's batch (it appends one masked row an episode), advantages standardised anew.
-
-        RLlib standardised over the masked rows too; that was an affine map, so standardising again over the valid
-        rows alone undoes it.
-        """
-        mask = batch[Columns.LOSS_MASK]
-        columns = {name: batch[name][mask] for name in COLUMNS}
-        self._log_policy_metric("real_value_target", columns[Postprocessing.VALUE_TARGETS].mean())
-        columns[Postprocessing.ADVANTAGES] = standardise(columns[Postprocessing.ADVANTAGES])
-        return columns if self._real_rows is None else self._choose(columns, self._real_rows)
-
-    def _imagined_columns(self, shards: list[list[Block]]) -> RowColumns:
-        """All rows of the dreams, under the current critic."""
-        module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        columns = dreamed_rows(
-            [block for shard in shards for block in shard],
-            lambda features: module.compute_values({Columns.OBS: features}),
-            gamma=self.config.gamma,
-            lambda_=self.config.lambda_,
-            device=self._device,
-        )
-        self._log_policy_metric("imagined_value_target", columns[Postprocessing.VALUE_TARGETS].mean())
-        return columns
-
-    def _merge(self, sources: list[RowColumns]) -> RowColumns:
-        """All sources' rows as one batch in random order: RLlib does not shuffle when num_epochs is 1."""
-        order = torch.randperm(sum(map(_num_rows, sources)), device=self._device)
-        return {
-            name: torch.cat([source[name].to(sources[0][name].dtype) for source in sources])[order] for name in COLUMNS
-        }
-
-    def _log_rows(self, real: int, imagined: int) -> None:
-        """The rows that were really merged, for the report."""
-        logger.debug("merged %d real and %d imagined rows", real, imagined)
-        self.metrics.log_value((DEFAULT_MODULE_ID, "num_real_rows"), real, window=1)
-        self.metrics.log_value((DEFAULT_MODULE_ID, "num_imagined_rows"), imagined, window=1)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """RLlib's schedules; a fit has no policy rows, so PPO's KL and entropy coefficients stay as they are."""
@@ -424,23 +343,3 @@ class WorldModelPPOLearner(PPOTorchLearner):
         self.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=self._timestep)
         for optimizer, scheduler in self._optimizer_lr_schedules.items():
             self._set_optimizer_lr(optimizer, lr=scheduler.update(timestep=self._timestep))
-
-    def _log_policy_metric(self, name: str, value: Tensor) -> None:
-        self.metrics.log_value((DEFAULT_MODULE_ID, name), value.detach(), window=1)
-
-
-def _get_available(refs: Sequence[ray.ObjectRef]) -> list[Any]:
-    """The referenced objects, less those whose owner has died since: Ray gives such objects up."""
-    available = []
-    for ref in refs:
-        try:
-            available.append(ray.get(ref))
-        except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
-            logger.warning("a dream was lost with its dreamer: %s", error)
-    if not available:
-        raise RuntimeError("all dreams of this update were lost with their dreamers")
-    return available
-
-
-def _num_rows(columns: RowColumns | None) -> int:
-    return 0 if columns is None else len(columns[Columns.OBS])

@@ -61,6 +61,9 @@ METRICS: dict[str, Metric] = {
         "Largest age of a fragment, real or dreamed; what this iteration made is 0.", "iterations"
     ),
     "imagination/dropped_rows": Metric("Rows, real or imagined, dropped because they were too old.", "rows"),
+    "imagination/surplus_rows": Metric(
+        "Imagined rows left over, since with `overlap` they are ordered before the real rows are counted.", "rows"
+    ),
     "imagination/updates_skipped": Metric(
         "PPO updates left out because no merge at the ratio was possible.", "updates"
     ),
@@ -97,7 +100,11 @@ METRICS: dict[str, Metric] = {
     "restarts/parameter_server": Metric("Parameter servers replaced so far.", "restarts"),
     "seconds/iteration": Metric("Duration of the iteration.", "s"),
     "seconds/total": Metric("Duration of training so far, over all resumes.", "s"),
-    "seconds/*": Metric("Duration of one stage of the iteration.", "s"),
+    "seconds/*": Metric(
+        "Duration of one stage of the iteration; with `overlap` `sample` and `dream` are the work of the slowest "
+        "actor, and `wait_sample` and `wait_dream` how long the algorithm waited for it.",
+        "s",
+    ),
     "steps_per_second/*": Metric("Steps of one stage by that stage's own time.", "steps/s"),
 }
 

@@ -34,11 +34,8 @@ def add_own_bundles(request: PlacementGroupFactory, config: Any) -> PlacementGro
 
 
 def _dreamer_bundle(config: Any) -> dict[str, float]:
-    bundle = {
-        "CPU": config.num_cpus_per_dreamer,
-        "GPU": config.num_gpus_per_dreamer,
-        **config.custom_resources_per_dreamer,
-    }
+    standard = {"CPU": config.num_cpus_per_dreamer, "GPU": config.num_gpus_per_dreamer}
+    bundle = {**standard, **config.custom_resources_per_dreamer}
     return {name: amount for name, amount in bundle.items() if amount}
 
 
@@ -124,7 +121,15 @@ def make_replay(config: Any, seed: int | None) -> Any:
     return actor.options(**options).remote(config.replay_capacity, seed, config.wm_log_level)
 
 
-def make_dreamer(index: int, config: Any, spec: DreamerSpec, server: Any, request: PlacementGroupFactory) -> Any:
+def make_dreamer(
+    dreamer_class: type[Dreamer],
+    index: int,
+    *,
+    config: Any,
+    spec: DreamerSpec,
+    server: Any,
+    request: PlacementGroupFactory,
+) -> Any:
     """Dreamer number `index`, in the bundle reserved for it."""
     options = _in_bundle(len(request.bundles) - config.num_dreamers_to_place + index) if _dreamer_bundle(config) else {}
     actor = ray.remote(
@@ -132,7 +137,7 @@ def make_dreamer(index: int, config: Any, spec: DreamerSpec, server: Any, reques
         num_gpus=config.num_gpus_per_dreamer,
         resources=config.custom_resources_per_dreamer,
         max_restarts=-1,
-    )(Dreamer)
+    )(dreamer_class)
     return actor.options(**options).remote(spec, server)
 
 

@@ -171,6 +171,18 @@ SETTINGS: tuple[Setting, ...] = (
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),
         ("max_staleness", "max_staleness", whole(0), "Oldest dream that is still learned from, in iterations."),
+        (
+            "overlap",
+            "overlap",
+            boolean(),
+            "Sample and dream beside the learners' work; needs remote env runners and dreamers.",
+        ),
+        (
+            "max_dreams_in_flight",
+            "max_dreams_in_flight",
+            whole(1),
+            "With overlap, dream batches ordered before they are needed.",
+        ),
         ("controller_inputs", "controller_inputs", one_of("zh", "z"), "What the controller sees."),
     ),
     *_section(

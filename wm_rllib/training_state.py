@@ -34,6 +34,7 @@ class TrainingState:
         pending_updates: Fraction of a world-model gradient step that the next fit owes.
         num_evaluations: Evaluations so far; each plays episodes of its own.
         evaluated_at: Real env steps at the last periodic evaluation.
+        banked_rows: Real rows that are counted and in the replay, and whose PPO update is still to come.
         server_restarts: How often the parameter server was found empty.
         gate: What the gate knows of M.
     """
@@ -47,6 +48,7 @@ class TrainingState:
     pending_updates: float = 0.0
     num_evaluations: int = 0
     evaluated_at: int = 0
+    banked_rows: int = 0
     server_restarts: int = 0
     gate: Gate = field(default_factory=Gate)
 

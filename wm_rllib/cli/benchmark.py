@@ -105,6 +105,14 @@ def _speed(args: argparse.Namespace) -> int:
         from wm_rllib.benchmark import speed_dream
 
         return speed_dream.main(["--repeats", turns, *to_file])
+    if args.what == "scaling":
+        from wm_rllib.benchmark import scaling
+
+        return scaling.main(["--rounds", turns, *to_file])
+    if args.what == "overlap":
+        from wm_rllib.benchmark import speed_overlap
+
+        return speed_overlap.main(["--iterations", turns, *to_file])
     from wm_rllib.benchmark import speed_env
 
     speed_env.main(["--turns", turns, *to_file])

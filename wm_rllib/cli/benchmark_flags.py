@@ -52,7 +52,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["dream", "env"], help="the dreamers' loop, or real env steps")
+    parser.add_argument(
+        "what",
+        choices=["dream", "env", "overlap", "scaling"],
+        help="the dreamers' loop, real env steps, overlapping stages, or dream rounds on several logical nodes",
+    )
     parser.add_argument("--turns", metavar="N", default="7", help="turns to measure (7)")
     parser.add_argument("--json", metavar="FILE", help="file for every raw number")
     parser.add_argument("--verbose", action="store_true", help="show what Ray and RLlib print")

@@ -1,0 +1,164 @@
+"""The same data on no, one and two remote learners: the same merge, the same update; and none waits for ever."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from sgd_learner import FailingLearner, OwnMeanLearner, OwnStatisticsLearner, SGDLearner
+from test_merge import LENGTHS, NUM_REAL, SPACES, config_of, imagined_block, real_episodes, specs
+
+from wm_rllib.learner_calls import check_results, update_policy
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(240)]
+
+HORIZON = 5
+
+
+def group_of(num_learners: int, learner_class: Any = None, **overrides: Any) -> LearnerGroup:
+    settings = {"minibatch_size": None, "num_epochs": 1, "grad_clip": None, "lr": 0.01, **overrides}
+    config = config_of(num_learners=num_learners, num_cpus_per_learner=0.5, **settings)
+    if learner_class is not None:
+        config.training(learner_class=learner_class)
+    config.validate()
+    return LearnerGroup(config=config, module_spec=specs(config))
+
+
+def data_for(num_learners: int, lanes: list[int]) -> dict[str, Any]:
+    """The same rows for any number of learners; `lanes` are those of the first learner and of the second, if any."""
+    episodes, block = real_episodes(SPACES["discrete"]), imagined_block(SPACES["discrete"], sum(lanes), HORIZON)
+    if num_learners < 2:
+        shards, lanes = [episodes], [sum(lanes)]
+    else:
+        shards = [episodes[:3], episodes[3:]]  # 12 rows and 20
+    lengths = [length for length, _ in LENGTHS]
+    real = [NUM_REAL] if num_learners < 2 else [sum(lengths[:3]), sum(lengths[3:])]
+    starts = np.cumsum([0, *lanes])
+    blocks = [{name: column[a : a + n] for name, column in block.items()} for a, n in zip(starts, lanes, strict=False)]
+    return {
+        "episodes_refs": [ray.put(shard) for shard in shards],
+        "imagined": [[ray.put([own])] if len(own["rewards"]) else [] for own in blocks],
+        "rows": [(count, HORIZON * n) for count, n in zip(real, lanes, strict=True)],
+    }
+
+
+def update(group: LearnerGroup, data: dict[str, Any], **settings: Any) -> list[Any]:
+    how = {"ratio": None, "real_rows": None, "lr_scale": 1.0, "timesteps": {}, "seed": 3, **settings}
+    return update_policy(group, **data, **how)
+
+
+def weights(group: LearnerGroup) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in group.get_weights()[DEFAULT_MODULE_ID].items()}
+
+
+@pytest.fixture
+def groups():
+    made: list[LearnerGroup] = []
+
+    def make(*args: Any, **kwargs: Any) -> LearnerGroup:
+        group = group_of(*args, **kwargs)
+        if made:
+            group.set_state(made[0].get_state())
+        made.append(group)
+        return group
+
+    yield make
+    for group in made:
+        group.shutdown()
+
+
+def updated(make: Any, counts: list[int], lanes: list[int], num_updates: int = 2, **settings: Any) -> tuple[Any, list]:
+    """Weights before, and after two updates, for each number of learners."""
+    all_groups = [make(count, **settings) for count in counts]
+    before = weights(all_groups[0])
+    for group, count in zip(all_groups, counts, strict=True):
+        for _ in range(num_updates):
+            update(group, data_for(count, lanes))
+    return before, [weights(group) for group in all_groups]
+
+
+def largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    assert one.keys() == other.keys()
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+def test_one_full_step_is_the_same_on_any_number_of_learners(groups):
+    """SGD, the whole batch at once, twice; shards of 12 + 10 and 20 + 30 rows."""
+    before, [local, one, two] = updated(groups, [0, 1, 2], [2, 6], learner_class=SGDLearner)
+    step = largest_difference(before, local)
+    print(f"\nSGD: local to one {largest_difference(local, one):.1e}, to two {largest_difference(local, two):.1e}")
+    assert step > 1e-3
+    assert largest_difference(local, one) < 1e-6
+    assert largest_difference(one, two) < 1e-6
+
+
+@pytest.mark.parametrize("learner_class", [OwnStatisticsLearner, OwnMeanLearner])
+def test_what_learners_do_not_share_would_be_told_apart(groups, learner_class):
+    """The comparison above can fail."""
+    local, two = groups(0, learner_class=SGDLearner), groups(2, learner_class=learner_class)
+    update(local, data_for(0, [2, 6]))
+    update(two, data_for(2, [2, 6]))
+    assert largest_difference(weights(local), weights(two)) > 1e-5
+
+
+def test_default_setting_differs_by_how_minibatches_are_drawn(groups, record_property):
+    """Adam, float32, minibatches: two learners draw other minibatches than one. Near, and equal to each other."""
+    settings = {"minibatch_size": 10, "num_epochs": 4, "lr": 1e-3}
+    before, [one, two] = updated(groups, [1, 2], [4, 4], num_updates=1, **settings)
+    difference, step = largest_difference(one, two), largest_difference(before, one)
+    record_property("difference", difference)
+    print(f"\none learner against two, defaults: {difference:.2e} of a step of {step:.2e}")
+    assert 0 < difference < 2 * step
+
+
+@pytest.mark.parametrize("minibatch_size", [None, 7, 64])
+@pytest.mark.parametrize("lanes", [[1, 7], [8, 0]], ids=["1 to 7", "8 to 0"])
+def test_unequal_shards_do_not_hang(groups, lanes, minibatch_size):
+    """DDP learners with different numbers of minibatches would wait for each other for ever."""
+    group = groups(2, minibatch_size=minibatch_size, num_epochs=3)
+    start = time.monotonic()
+    update(group, data_for(2, lanes))
+    assert time.monotonic() - start < 60
+    first, second = (result.get() for result in group.foreach_learner(lambda learner: learner.get_state()))
+    for name, value in first["rl_module"][DEFAULT_MODULE_ID].items():
+        np.testing.assert_array_equal(value, second["rl_module"][DEFAULT_MODULE_ID][name])
+    kl = [float(state["kl_coeffs"][DEFAULT_MODULE_ID]) for state in (first, second)]
+    assert kl[0] == kl[1]
+
+
+def test_kl_coefficients_stay_equal(groups):
+    """Each learner's own KL is another one: by it they would soon minimise different losses."""
+    group = groups(2, minibatch_size=7, num_epochs=4, lr=0.05, kl_target=0.02)
+    for _ in range(4):
+        update(group, data_for(2, [2, 6]))
+    first, second = (
+        float(r.get()) for r in group.foreach_learner(lambda x: x.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID])
+    )
+    assert first == second != 0.3
+
+
+def test_a_learner_without_rows_has_all_of_them_skip_the_update(groups):
+    """Its rows died with their processes; the other one must not wait, and must not learn at another ratio."""
+    group = groups(2, minibatch_size=7)
+    data, before = data_for(2, [4, 4]), weights(group)
+    data["imagined"][1] = [ray.put([])]
+    start = time.monotonic()
+    results = update(group, data, ratio=0.5)
+    assert time.monotonic() - start < 60 and len(results) == 2
+    assert largest_difference(before, weights(group)) == 0.0
+    update(group, data_for(2, [4, 4]), ratio=0.5)  # and goes on
+    assert largest_difference(before, weights(group)) > 0.0
+
+
+def test_a_learner_that_fails_between_gradients_raises_and_does_not_hang(groups):
+    """gloo waits half an hour for a gradient that never comes."""
+    group = groups(2, learner_class=FailingLearner, minibatch_size=7, num_epochs=4)
+    start = time.monotonic()
+    with pytest.raises(Exception, match=r"this learner has a defect|Connection|out of service"):
+        check_results(group, update(group, data_for(2, [4, 4])))
+    assert time.monotonic() - start < 60

@@ -1,0 +1,59 @@
+"""What the learners of a group tell each other, besides gradients: sums over all of them, and that one gives up.
+
+With one learner, or none that is remote, nothing is sent and the sums are its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+LAST_WORDS_S = 1.0
+"""How long a learner that failed lives on, to answer."""
+
+
+def num_learners() -> int:
+    """Learners that update together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def sum_over_learners(values: Tensor) -> Tensor:
+    """The sum of all learners' `values` (same shape in each); each of them has to call this."""
+    total = values.clone()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
+def moments(column: Tensor | None) -> Tensor:
+    """Count, sum and sum of squares, [3] float64: what learners add up to get a common mean and deviation."""
+    if column is None:
+        return torch.zeros(3, dtype=torch.float64)
+    values = column.double()
+    return torch.stack([torch.full_like(values.sum(), values.numel()), values.sum(), values.square().sum()])
+
+
+def mean_and_std(total: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation, float64 scalars, of what `moments` were summed from."""
+    mean = total[1] / total[0]
+    return mean, (total[2] / total[0] - mean.square()).clamp(min=0.0).sqrt()
+
+
+def leave_group() -> None:
+    """Ends this learner's process shortly, so that the others get an error where they would wait for it for ever.
+
+    They may be in the middle of an all-reduce that this one, having failed, will never join; gloo tells them only when
+    the process is gone (not when its group is destroyed or aborted), and waits half an hour otherwise. What it raises
+    now still reaches the driver.
+    """
+    if num_learners() > 1:
+        logger.exception("a learner failed and leaves its group; the others will fail too")
+        leave = threading.Timer(LAST_WORDS_S, os._exit, [1])
+        leave.daemon = True
+        leave.start()

@@ -1,0 +1,62 @@
+"""What must hold between settings, each of which is right by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from wm_rllib.environment_check import NO_MULTI_AGENT
+from wm_rllib.mixing import AUTO, may_dream
+
+
+def broken_rule(config: Any) -> str | None:
+    """The first rule that a `WorldModelPPOConfig` breaks, with both values and the fix; None if it breaks none."""
+    return next(_broken(config), None)
+
+
+def _broken(config: Any) -> Iterator[str]:
+    if config.is_multi_agent:
+        yield NO_MULTI_AGENT
+    if config.num_aggregator_actors_per_learner:
+        yield "num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE."
+    if config._env_to_module_connector is not None:
+        yield (
+            "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
+            "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
+        )
+    if not config.policy_hidden_dims:
+        yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
+    yield from _of_dreams(config)
+    if config.overlap and not config.in_evaluation:  # evaluation env runners have a config of their own
+        yield from _of_overlap(config)
+
+
+def _of_dreams(config: Any) -> Iterator[str]:
+    if config.imagination_ratio == AUTO and config.min_imagination_horizon > config.imagination_horizon:
+        yield (
+            f"min_imagination_horizon = {config.min_imagination_horizon} must not exceed imagination_horizon = "
+            f"{config.imagination_horizon}. Fix: lower the one or raise the other."
+        )
+    if config.max_disagreement is not None and config.ensemble_size in (0, 1):
+        yield (
+            f"max_disagreement = {config.max_disagreement} cuts dreams where an ensemble disagrees, but "
+            f"ensemble_size = {config.ensemble_size}. Fix: ensemble_size of 2 or more, or max_disagreement null."
+        )
+
+
+def _of_overlap(config: Any) -> Iterator[str]:
+    if not config.num_env_runners:
+        yield (
+            "overlap = True has sampling run beside the learners, but num_env_runners = 0 samples in the algorithm's "
+            "own process. Fix: num_env_runners of 1 or more, or overlap false."
+        )
+    if may_dream(config.imagination_ratio) and not config.num_dreamers:
+        yield (
+            "overlap = True has dreams run beside the learners, but num_dreamers = 0 dreams in the algorithm's own "
+            "process. Fix: num_dreamers of 1 or more, or overlap false."
+        )
+    if not config.max_staleness:
+        yield (
+            "overlap = True learns from rows that are one iteration old, but max_staleness = 0 drops them. Fix: "
+            "max_staleness of 1 or more, or overlap false."
+        )

@@ -1,0 +1,56 @@
+"""The phases of training, one iteration of each: random collection, pretraining of the world model, mixed training."""
+
+from __future__ import annotations
+
+import numpy as np
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+
+from wm_rllib.calling import call
+from wm_rllib.gating import choose_imagination
+from wm_rllib.learner_calls import on_learners
+from wm_rllib.mixing import imagined_rows
+from wm_rllib.spaces import scale_from_bounds
+from wm_rllib.stages import Stages
+from wm_rllib.training_state import Phase
+
+RANDOM_ROUND = 1000
+"""Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
+
+
+def collect_randomly(stages: Stages) -> None:
+    """Steps the environments with random actions; the phase ends with `random_collection_steps`."""
+    config, state = stages.config, stages.parts.state
+    missing = config.random_collection_steps - state.num_env_steps
+    chunk = max(RANDOM_ROUND, config.total_train_batch_size)
+    stages.collect(min(missing, chunk), random_actions=True)
+    if state.num_env_steps >= config.random_collection_steps:
+        state.phase = Phase.PRETRAIN
+
+
+def pretrain(stages: Stages) -> None:
+    """Fixes the units of observations and rewards, then fits V and M to the random experience."""
+    config, service = stages.config, stages.parts.replay.service
+    stats = call(service, "normalisation")
+    observation_space = stages.parts.env_runners.get_spaces()[INPUT_ENV_SINGLE_SPACES][0]
+    stats["obs_scale"] = np.maximum(stats["obs_scale"], scale_from_bounds(observation_space))
+    on_learners(stages.parts.learners, "set_normalisation", stats=stats)
+    steps = call(service, "stats")["num_timesteps"]
+    sequences = -(-steps // config.sequence_length)
+    stages.fit(-(-config.pretrain_epochs * sequences // (config.sequence_batch_size * stages.num_shards)))
+    stages.parts.state.phase = Phase.MIXED
+
+
+def train_mixed(stages: Stages) -> None:
+    """Samples, fits, then runs `num_dream_rounds` rounds of dreaming and updating, each with the newest policy."""
+    config = stages.config
+    real = stages.collect(config.total_train_batch_size, random_actions=False)
+    ratio, horizon = choose_imagination(stages, real)
+    stages.report.configured_ratio = ratio
+    stages.fit_owed(real.num_timesteps)
+    rows = config.dream_batch_size if ratio == 1.0 else imagined_rows(sum(real.rows), ratio)
+    # Without imagined rows a second round would be a second PPO update on the same real ones.
+    for round_index in range(config.num_dream_rounds if rows else 1):
+        if stages.is_cut_short:
+            return
+        harvest = stages.dream(rows, horizon, round_index) if rows else None
+        stages.update(real, harvest, rows, ratio, round_index)

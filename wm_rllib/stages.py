@@ -1,0 +1,258 @@
+"""The stages of an iteration: sample, fit, dream, update, publish. Each counts and times itself in the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+
+from wm_rllib.calling import call
+from wm_rllib.collection import RealExperience, collect, combine
+from wm_rllib.dream_orders import DreamHarvest, DreamOrder
+from wm_rllib.dreamer import Dreamed
+from wm_rllib.dreamer_pool import DreamerPool
+from wm_rllib.env_runner import Collected, CollectRequest
+from wm_rllib.iteration import IterationReport
+from wm_rllib.learner_calls import fit_world_model, update_policy
+from wm_rllib.mixing import real_rows_for, split_evenly
+from wm_rllib.publishing import Publisher
+from wm_rllib.replay_client import ReplayClient
+from wm_rllib.seeding import stage_seed
+from wm_rllib.training_state import Phase, TrainingState
+
+logger = logging.getLogger(__name__)
+
+LAST_ROUND_LR = 0.3
+"""C's learning rate in an iteration's last dream round, as a fraction of that in its first: what acts next in the real
+environment, and is evaluated, should be a settled policy."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the stages work on; all of it belongs to the algorithm.
+
+    Attributes:
+        env_runners: RLlib's group.
+        learners: RLlib's group.
+        replay: Where raw experience goes.
+        publisher: What others pull from.
+        pool: The dreamers; None where no dream is ever asked for.
+        state: Counters, versions, phase.
+        metrics: RLlib's metrics of the algorithm.
+    """
+
+    env_runners: EnvRunnerGroup
+    learners: LearnerGroup
+    replay: ReplayClient
+    publisher: Publisher
+    pool: DreamerPool | None
+    state: TrainingState
+    metrics: MetricsLogger
+
+
+class Stages:
+    """What an iteration consists of, in whatever order.
+
+    Args:
+        config: The algorithm's config.
+        parts: What to work on.
+        iteration: The number of the current iteration.
+
+    Attributes:
+        report: This iteration's figures; a new one an iteration.
+        is_cut_short: Whether the iteration is to end after its present stage; see `WorldModelPPO.cut_short`.
+    """
+
+    def __init__(self, config: Any, parts: Parts, iteration: Callable[[], int]):
+        self.config, self.parts = config, parts
+        self.report = IterationReport()
+        self._iteration = iteration
+        self.is_cut_short = False
+
+    @property
+    def num_shards(self) -> int:
+        """Parts that experience and dreams come in: one for each learner."""
+        return max(1, self.config.num_learners)
+
+    @property
+    def timesteps(self) -> dict[str, int]:
+        """What RLlib's schedules go by."""
+        return {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.parts.state.num_env_steps}
+
+    def seed(self, stage: str) -> int | None:
+        """Seed of a stage of this iteration, or None."""
+        return None if self.config.seed is None else stage_seed(self.config.seed, self._iteration(), stage)
+
+    # --- real experience ---------------------------------------------------------------------------------------------
+
+    def collect(self, num_timesteps: int, *, random_actions: bool) -> RealExperience:
+        """Real env steps: features to the learners, raw experience to the replay."""
+        request = self.request(num_timesteps, random_actions=random_actions)
+        with self.report.stage("sample"):
+            parts = collect(self.parts.env_runners, request, timeout_s=self.config.sample_timeout_s)
+        real = self.take_in(parts)
+        self.count(real)
+        return real
+
+    def request(self, num_timesteps: int, *, random_actions: bool, stage: str = "collect") -> CollectRequest:
+        """What is asked of the env runners; `stage` is what its seed is named after."""
+        return CollectRequest(
+            num_timesteps=num_timesteps,
+            num_shards=self.num_shards,
+            random_actions=random_actions,
+            fresh_envs=self._is_after_checkpoint(),
+            seed=self.seed(stage),
+        )
+
+    def take_in(self, parts: list[Collected]) -> RealExperience:
+        """Adds what env runners delivered to the replay and to the real steps so far."""
+        state = self.parts.state
+        ages = [state.staleness(part.sequence) for part in parts]
+        real = combine(parts, self.num_shards, ages, self.config.max_staleness)
+        with self.report.stage("replay"):
+            if real.raw_refs:
+                call(self.parts.replay.service, "add", real.raw_refs)
+        self.parts.metrics.aggregate(real.metrics, key=ENV_RUNNER_RESULTS)
+        state.num_env_steps += real.num_timesteps
+        return real
+
+    def count(self, real: RealExperience) -> None:
+        """Counts real experience in the report of the iteration that learns from it."""
+        self.report.num_env_steps += real.num_timesteps
+        self.report.staleness = max(self.report.staleness, real.staleness)
+        self.report.dropped_rows += real.dropped_rows
+
+    def _is_after_checkpoint(self) -> bool:
+        """Whether envs are reset now so that a run resumed here equals one that was never killed (contract 7)."""
+        deterministic = self.config.is_single_process and self.config.seed is not None
+        return deterministic and self._iteration() % self.config.checkpoint_frequency == 0
+
+    # --- the world model ---------------------------------------------------------------------------------------------
+
+    def fit_owed(self, num_timesteps: int) -> None:
+        """Fits V and M as often as these new env steps ask for, and publishes them."""
+        state = self.parts.state
+        state.pending_updates += self.config.updates_per_step * num_timesteps
+        updates = int(state.pending_updates)
+        if updates and not self.is_cut_short:
+            state.pending_updates -= updates
+            self.fit(updates)
+
+    def fit(self, num_updates: int) -> None:
+        """Gradient steps on V and M, in one call to the learners, and their publication."""
+        config, state = self.config, self.parts.state
+        seed = self.seed("fit")
+        with self.report.stage("replay"):
+            if seed is not None:
+                call(self.parts.replay.service, "reseed", seed)
+            size = config.sequence_batch_size, config.sequence_length
+            refs = call(self.parts.replay.service, "fit_batches", num_updates, *size, self.num_shards)
+        with self.report.stage("fit"):
+            results = fit_world_model(
+                self.parts.learners,
+                refs,
+                batch_size=config.sequence_batch_size,
+                vae_lr_scale=1.0 if state.phase is Phase.PRETRAIN else config.vae_online_lr_fraction,
+                timesteps=self.timesteps,
+                seed=seed,
+            )
+        self.parts.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.report.fit_updates += num_updates
+        self.report.take_fit_losses(self.parts.metrics)
+        state.world_model_version += 1
+        self._publish(policy=False, world_model=True)
+
+    # --- dreams and updates ------------------------------------------------------------------------------------------
+
+    def dream(self, rows: int, horizon: int, round_index: int) -> DreamHarvest:
+        """Imagined rows, dreamed now."""
+        assert self.parts.pool is not None
+        with self.report.stage("dream"):
+            harvest = self.parts.pool.dream(
+                self.dream_order(rows, horizon),
+                lambda attempt: self.seed(f"dream/{round_index}/{attempt}"),
+                self.is_stale,
+            )
+        self.report.dropped_rows += harvest.dropped_rows
+        return harvest
+
+    def dream_order(self, rows: int, horizon: int) -> DreamOrder:
+        """What is asked of the dreamers."""
+        return DreamOrder(
+            rows=split_evenly(rows, self.num_shards),
+            horizon=horizon,
+            temperature=self.config.temperature,
+            max_disagreement=self.config.max_disagreement,
+            exploration_bonus=self.config.exploration_bonus,
+            optimism=self.config.optimism,
+            burn_in=self.config.burn_in,
+        )
+
+    def is_stale(self, part: Dreamed) -> bool:
+        """Whether a dream is too old to learn from."""
+        age = self.parts.state.staleness(part.sequence)
+        self.report.staleness = max(self.report.staleness, age)
+        return age > self.config.max_staleness
+
+    def update(
+        self, real: RealExperience, harvest: DreamHarvest | None, rows: int, ratio: float, round_index: int
+    ) -> None:
+        """The exact merge, one PPO update, and its publication.
+
+        Args:
+            real: Real experience of this iteration.
+            harvest: What was dreamed, if anything was asked for.
+            rows: Imagined rows that were asked for.
+            ratio: The imagined fraction.
+            round_index: Number of the dream round.
+        """
+        real_rows = [0] * self.num_shards if ratio == 1.0 else real.rows
+        dreamed = harvest.rows if harvest else [0] * self.num_shards
+        # Dreams that were ordered ahead may be more than these real rows ask for.
+        imagined = [min(have, want) for have, want in zip(dreamed, split_evenly(rows, self.num_shards), strict=True)]
+        self.report.surplus_rows += sum(dreamed) - sum(imagined)
+        keep: list[int] | None = None
+        if sum(imagined) < rows:
+            # Fewer dreams came than asked for: the real part shrinks with them, so that the ratio holds.
+            keep = split_evenly(real_rows_for(sum(imagined), ratio), len(real_rows))
+            real_rows = [min(limit, have) for limit, have in zip(keep, real_rows, strict=True)]
+        if not sum(real_rows) + sum(imagined) or (rows and not sum(imagined)):
+            self.report.updates_skipped += 1
+            logger.warning("update skipped: %d real and %d imagined rows", sum(real_rows), sum(imagined))
+            return
+        with self.report.stage("update"):
+            results = update_policy(
+                self.parts.learners,
+                episodes_refs=self._episode_refs(real if sum(real_rows) else None),
+                imagined=harvest.shard_refs if harvest else None,
+                ratio=ratio if sum(imagined) else None,
+                real_rows=keep,
+                rows=list(zip(real_rows, imagined, strict=True)),
+                lr_scale=1.0 - (1.0 - LAST_ROUND_LR) * round_index / max(1, self.config.num_dream_rounds - 1),
+                timesteps=self.timesteps,
+                seed=self.seed(f"update/{round_index}"),
+            )
+        self.parts.metrics.aggregate(results, key=LEARNER_RESULTS)
+        if not self.report.add_update(self.parts.metrics, self.num_shards, harvest):
+            logger.warning("update skipped: all rows of a learner were lost with their processes")
+            return
+        self.report.take_update_losses(self.parts.metrics)
+        self.parts.state.policy_version += 1
+        self._publish(policy=True, world_model=False)
+
+    def _episode_refs(self, real: RealExperience | None) -> list[ray.ObjectRef]:
+        """References for `LearnerGroup.update`: equally many for each learner, learner 0's first."""
+        if real is None:
+            return [ray.put([])] * self.num_shards
+        return [ref for refs in real.shard_refs for ref in refs]
+
+    def _publish(self, *, policy: bool, world_model: bool) -> None:
+        with self.report.stage("publish"):
+            self.parts.publisher.publish(self._iteration(), policy=policy, world_model=world_model)
