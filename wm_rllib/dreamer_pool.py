@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
 RETRY_PAUSE_S = 0.5
+DREAMERS_PER_STARTS = 16
+"""Dreamers that share an object of start states, about a node's: one object for all of them would be copied to every
+node, a hundred nodes times what a hundred nodes need."""
 
 
 class DreamerError(RuntimeError):
@@ -220,22 +223,26 @@ class DreamerPool:
         rows = [list(share) for share in shares if sum(share)]
         if seed is not None:
             call(self._replay, "reseed", seed)
-        lanes = [num_lanes(share, order.horizon) for share in rows]
-        starts_ref = call(self._replay, "starts", sum(lanes), order.burn_in)
-        return [
-            DreamRequest(
-                rows=share,
-                horizon=order.horizon,
-                temperature=order.temperature,
-                max_disagreement=order.max_disagreement,
-                exploration_bonus=order.exploration_bonus,
-                optimism=order.optimism,
-                starts_ref=starts_ref,
-                first_start=sum(lanes[:worker]),
-                seed=None if seed is None else stage_seed(seed, 0, "dreamer", worker),
-            )
-            for worker, share in enumerate(rows)
-        ]
+        requests: list[DreamRequest] = []
+        for first in range(0, len(rows), DREAMERS_PER_STARTS):
+            chunk = rows[first : first + DREAMERS_PER_STARTS]
+            lanes = [num_lanes(share, order.horizon) for share in chunk]
+            starts_ref = call(self._replay, "starts", sum(lanes), order.burn_in)
+            for share, first_start in zip(chunk, itertools.accumulate(lanes, initial=0), strict=False):
+                requests.append(
+                    DreamRequest(
+                        rows=share,
+                        horizon=order.horizon,
+                        temperature=order.temperature,
+                        max_disagreement=order.max_disagreement,
+                        exploration_bonus=order.exploration_bonus,
+                        optimism=order.optimism,
+                        starts_ref=starts_ref,
+                        first_start=first_start,
+                        seed=None if seed is None else stage_seed(seed, 0, "dreamer", len(requests)),
+                    )
+                )
+        return requests
 
     def _run(self, requests: list[DreamRequest], ids: list[int]) -> list[Dreamed | DreamFailure | NoWeights]:
         if self._local is not None:
