@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import yaml
@@ -53,7 +53,10 @@ def _flat(key: str, value: Any):
 class Sweep:
     """One `python -m wm_rllib ...`, its output, and all processes that it started."""
 
+    started: ClassVar[list[Sweep]] = []
+
     def __init__(self, folder: Path, *argv: str):
+        self.started.append(self)
         self._log = (folder / f"output-{time.monotonic_ns()}.txt").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "wm_rllib", *argv],

@@ -24,6 +24,16 @@ ASHA = {"scheduler": "asha", "num_samples": 4, "asha": {"grace_period": 128, "re
 COMMAND = ("sweep", "--config", "sweep.yaml", "--run-dir", "run", "--resume", "auto")
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """Ends what a failed test leaves running."""
+    yield
+    while Sweep.started:
+        sweep = Sweep.started.pop()
+        if sweep.process.poll() is None:
+            sweep.kill()
+
+
 def read_table(folder: Path) -> list[dict[str, str]]:
     with (folder / "run" / "trials.csv").open() as file:
         return list(csv.DictReader(file))
@@ -103,9 +113,8 @@ def test_exploit_changes_every_optimiser(tmp_path):
     assert all(
         new[name] == pytest.approx(old[name] * 1.2) or new[name] == pytest.approx(old[name] * 0.8) for name in names
     )
-    rows = [
-        row for rows in trial_results(tmp_path / "run").values() for row in rows if row["config"]["lr"] == new["lr"]
-    ]
+    every_row = [row for rows in trial_results(tmp_path / "run").values() for row in rows]
+    rows = [row for row in every_row if all(row["config"][name] == new[name] for name in names)]
     assert rows and min(row[STEPS] for row in rows) > 64  # nobody had these values before
     for row in rows:
         found = row["learning_rates"]
