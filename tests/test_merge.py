@@ -416,7 +416,9 @@ def test_a_fit_moves_the_world_model_and_leaves_the_controller():
     fit(learner)
     after = learner.world_model.state_dict()
     moved = {name for name in after if not torch.equal(after[name], world_model[name])}
-    measured = {f"mdn_rnn.{name}" for name in ("change_scale", "has_change_scale", "ensemble.usual")}
+    measured = {
+        f"mdn_rnn.{name}" for name in ("change_scale", "has_change_scale", "ensemble.usual", "outcome_ensemble.usual")
+    }
     assert moved == {name for name, _ in learner.world_model.named_parameters()} | measured
     assert all(np.array_equal(value, policy[name]) for name, value in policy_state(learner).items())
 

@@ -56,15 +56,17 @@ def test_custom_resources_alone_are_a_bundle_too():
 
 @pytest.mark.parametrize("resources", [{"GPU": 1.0}, {"dream_node": 0}, {"": 1.0}, ["dream_node"]])
 def test_custom_resources_are_checked(resources):
-    with pytest.raises(ValueError, match=r"dreamers\.custom_resources.*must be a mapping from custom resources"):
+    with pytest.raises(
+        ValueError, match=r"dreamers\.custom_resources_per_dreamer .*must be a mapping of custom resources"
+    ):
         tiny_config(custom_resources_per_dreamer=resources).validate()
-    with pytest.raises(ValueError, match=r"dreamers\.custom_resources is .*numbers above 0"):
-        parse_tree({"dreamers": {"custom_resources": resources}})
+    with pytest.raises(ValueError, match=r"dreamers\.custom_resources_per_dreamer is .*amounts above 0"):
+        parse_tree({"dreamers": {"custom_resources_per_dreamer": resources}})
 
 
 def test_custom_resources_in_yaml():
-    assert parse_tree({"dreamers": {"custom_resources": {"dream_node": 0.5}}}) == {
-        "dreamers.custom_resources": {"dream_node": 0.5}
+    assert parse_tree({"dreamers": {"custom_resources_per_dreamer": {"dream_node": 0.5}}}) == {
+        "dreamers.custom_resources_per_dreamer": {"dream_node": 0.5}
     }
 
 
@@ -86,7 +88,7 @@ def test_a_pool_of_two_hundred(num_dreamers, ahead):
         None, None, replay, num_dreamers=num_dreamers, make_actor=make, push_again=lambda: None, timeout_s=30.0
     )
     rows = [6336, 6337]
-    order = DreamOrder(rows, 50, 1.0, None, 0.0, 15)
+    order = DreamOrder(rows, 50, 1.0, None, 0.0, 0.0, 15)
     start = time.perf_counter()
     if ahead:
         harvest = pool.gather(pool.order_ahead(order, 7), rows, lambda attempt: 7, lambda part: False)
@@ -122,7 +124,7 @@ def test_fewer_rows_than_dreamers_leave_some_without_a_share():
         push_again=lambda: None,
         timeout_s=30.0,
     )
-    harvest = pool.dream(DreamOrder([90], 50, 1.0, None, 0.0, 15), lambda _: None, lambda _: False)
+    harvest = pool.dream(DreamOrder([90], 50, 1.0, None, 0.0, 0.0, 15), lambda _: None, lambda _: False)
     assert harvest.rows == [90] and sum(bool(fake.requests) for fake in fakes) == 90
 
 

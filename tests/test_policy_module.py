@@ -133,12 +133,12 @@ def test_all_learners_take_the_units_of_all_targets(monkeypatch: pytest.MonkeyPa
     moments: list[Tensor] = []
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: moments.append(tensor.clone()))
     for learner, own in zip(learners, targets, strict=True):
-        learner._rescale_values([columns_with(own[:3]), columns_with(own[3:])])
+        learner._agree_on_targets([columns_with(own[:3]), columns_with(own[3:])])
         learner.module[DEFAULT_MODULE_ID].unwrapped().rescale_values(torch.tensor(0.0), torch.tensor(1.0))
     total = moments[0] + moments[1]
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor.copy_(total))
     for learner, own in zip(learners, targets, strict=True):
-        learner._rescale_values([columns_with(own[:3]), columns_with(own[3:])])
+        learner._agree_on_targets([columns_with(own[:3]), columns_with(own[3:])])
     everything = torch.cat(targets).double()
     expected = moved_units(torch.zeros(()), torch.ones(()), everything.mean(), everything.std(correction=0))
     for learner in learners:
