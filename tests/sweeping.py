@@ -82,11 +82,11 @@ class Sweep:
         return self.process.wait(timeout_s)
 
     def kill(self) -> None:
-        """kill -9 of this process alone; waits until Ray's own processes have noticed."""
+        """kill -9 of this process alone; gives Ray's own processes time to notice, and ends the rest."""
         started = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(started, timeout=60)
+        _, alive = psutil.wait_procs(started, timeout=10)
         for process in alive:
             process.kill()
 

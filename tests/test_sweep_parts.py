@@ -145,6 +145,8 @@ def test_ranking_is_by_the_best_evaluation_with_its_own_config():
     assert [other.path for other in late.others] == ["late/64", "late/128"]
     assert trials[0].others == []  # its best and its last
     assert ranking.rank(RESULTS, METRIC, "min", 512)[0].trial_id == "bad"
+    equals = [result(name, (64, 9.5, 1e-3)) for name in "bac"]
+    assert [trial.trial_id for trial in ranking.rank(equals, METRIC, "max", 512)] == ["a", "b", "c"]
 
 
 def test_table_and_file(tmp_path):

@@ -128,7 +128,7 @@ def test_exploit_changes_every_optimiser(tmp_path):
 def test_ctrl_c_prints_how_to_go_on(tmp_path):
     write_sweep(tmp_path, ASHA, SPACES)
     sweep = Sweep(tmp_path, *COMMAND[:-2])
-    sweep.wait_for("evaluation/")
+    sweep.wait_for("steps 156/512")  # the checkpoint of the evaluation before is written: a trial waits for it
     sweep.process.send_signal(signal.SIGINT)
     assert sweep.wait(120) == 130, sweep.output
     print(sweep.output)

@@ -43,10 +43,16 @@ class RankedTrial:
 
 
 def rank(results: Any, metric: str, mode: str, total_steps: int) -> list[RankedTrial]:
-    """Return the trials of Tune's results, best first; of equals the one with fewer real steps; failed ones last."""
+    """Return the trials of Tune's results, best first; of equals the one with fewer real steps; failed ones last.
+
+    The order is the same each time: Tune's own changes when a sweep goes on.
+    """
     sign = 1.0 if mode == "max" else -1.0
     trials = [_ranked(result, metric.split("/"), sign, total_steps) for result in results]
-    return sorted(trials, key=lambda trial: (math.inf if trial.score is None else -sign * trial.score, trial.steps))
+    return sorted(
+        trials,
+        key=lambda trial: (math.inf if trial.score is None else -sign * trial.score, trial.steps, trial.trial_id),
+    )
 
 
 def _ranked(result: Any, metric: Sequence[str], sign: float, total_steps: int) -> RankedTrial:
