@@ -52,6 +52,7 @@ class RayHead:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_DISABLE_USAGE_STATS": "1",
+            "RAY_worker_niceness": "0",  # else any other load on the machine would come first
             "OMP_NUM_THREADS": "1",
             "HOME": str(folder),
             "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",
