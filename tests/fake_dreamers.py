@@ -28,7 +28,7 @@ class FakeDreamer:
     def __init__(self, number: int):
         self.number = number
         self.requests: list[DreamRequest] = []
-        self.apply = _Method(lambda function, **kwargs: ray.put(function(self, **kwargs)))
+        self.apply = _Method(lambda func, **kwargs: ray.put(func(self, **kwargs)))
         self.ping = _Method(lambda: ray.put("pong"))
 
     def dream(self, request: DreamRequest) -> Dreamed:

@@ -130,6 +130,7 @@ def test_all_learners_take_the_units_of_all_targets(monkeypatch: pytest.MonkeyPa
     learners = [make_learner(config_of()) for _ in range(2)]
     targets = [-100.0 + 3.0 * torch.randn(40), 50.0 * torch.randn(7)]
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     moments: list[Tensor] = []
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: moments.append(tensor.clone()))
     for learner, own in zip(learners, targets, strict=True):
