@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import ray
@@ -16,6 +17,10 @@ from wm_rllib import WorldModelPPO
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
 RATIO = 0.9
+FREED_EVERY_S = 1.0
+"""Ray's free_objects_period_milliseconds."""
+MOST_ROWS = TRAIN_BATCH + 2
+"""Each of two env runners may overshoot its share by a step in one of its two envs."""
 SMALL = {"num_cpus_per_dreamer": 0.2, "num_cpus_per_env_runner": 0.2, "num_cpus_for_replay": 0.1}
 
 
@@ -127,15 +132,21 @@ def test_rows_are_one_publication_old(mixed, monkeypatch):
 
 
 def test_limits_hold_and_the_object_store_does_not_grow(mixed):
-    overlap, used = mixed._overlap, []
+    overlap, before = mixed._overlap, settled_objects()
     for _ in range(12):
         mixed.train()
         assert overlap.num_dreams_in_flight <= 2
         # Of the env runners and dreamers alike: what is asked of them and not fetched.
         assert mixed._pool._manager.num_outstanding_async_reqs() <= 2 * 2
         assert mixed.env_runner_group.num_in_flight_async_reqs(overlap._samples._tag) <= 2
-        used.append(stored_objects())
-    assert max(used[6:]) <= max(used[:6]) + 2, used
+    # An iteration puts some fourteen objects: one of them kept would be twelve more.
+    assert settled_objects() <= before + 6
+
+
+def settled_objects() -> int:
+    """What is stored once Ray has freed what nobody holds: it does so by the hundred, or once a second."""
+    time.sleep(FREED_EVERY_S + 1.0)
+    return stored_objects()
 
 
 def stored_objects() -> int:
@@ -250,9 +261,9 @@ def test_an_env_runner_dies_while_it_samples(mixed):
     end(victim)
     before = steps_of(mixed)
     result = mixed.train()
-    # Half the rows came, with half the dreams.
+    # Half the rows came, or all where it had answered before it died, with as many dreams as belong to them.
     real = result["num_env_steps_sampled_lifetime"] - before
-    assert 0 < real <= TRAIN_BATCH
+    assert 0 < real <= MOST_ROWS
     assert result["imagination"]["rows_by_round"] == [[real, 9 * real]] * ROUNDS
     train_until(mixed, lambda result: mixed.env_runner_group.num_healthy_remote_workers() == 2)
     mixed.train()
