@@ -27,3 +27,27 @@ class Walk(gym.Env):
 
 class DictObservations(Walk):
     observation_space = gym.spaces.Dict({"position": Walk.observation_space})
+
+
+class Breaks(Walk):
+    """Raises at its step number `at`, until `times` such errors were counted in the file `marker`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.marker, self.at, self.times, self.steps = config["marker"], config["at"], config["times"], 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == self.at and _errors_in(self.marker) < self.times:
+            with open(self.marker, "a") as file:
+                file.write("x")
+            raise RuntimeError("the road is closed")
+        observation, reward, done, _, info = super().step(action)
+        return observation, reward, done, self.steps % 30 == 0, info
+
+
+def _errors_in(marker):
+    try:
+        return len(open(marker).read())
+    except FileNotFoundError:
+        return 0

@@ -9,8 +9,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
-ONLY_GROW = ("sequence", "published_at")
-"""What an in-place restore does not take back (contract 5)."""
+ONLY_GROW = ("sequence", "published_at", "resumes")
+"""What an in-place restore does not take back (contract 5), or counts."""
 
 
 def replay_state(algorithm) -> dict:

@@ -60,8 +60,10 @@ def build():
 
 
 def without_times(result: dict) -> dict:
+    """What two runs have in common, one of which was resumed."""
     row = progress_row(result)
-    return {name: value for name, value in row.items() if not name.startswith(("seconds/", "steps_per_second/"))}
+    own = ("seconds/", "steps_per_second/", "faults/resumes")
+    return {name: value for name, value in row.items() if not name.startswith(own)}
 
 
 # --- what is in it ---------------------------------------------------------------------------------------------------

@@ -190,10 +190,9 @@ def read_rows(folder: Path) -> list[dict]:
 
 
 def without_times(rows: list[dict]) -> list[dict]:
-    return [
-        {name: value for name, value in row.items() if not name.startswith(("seconds/", "steps_per_second/"))}
-        for row in rows
-    ]
+    """What two runs have in common, one of which was resumed."""
+    own = ("seconds/", "steps_per_second/", "faults/resumes")
+    return [{name: value for name, value in row.items() if not name.startswith(own)} for row in rows]
 
 
 def weights(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -355,6 +354,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(train, finished):
     assert resumed.wait() == 0, resumed.output
     assert f"resumed at iteration {lines - lines % FREQUENCY}," in resumed.output
     assert without_times(resumed.rows) == without_times(finished.rows)
+    assert [row["faults/resumes"] for row in (resumed.rows[-1], finished.rows[-1])] == [1, 0]
     for name in ("last", "best"):
         assert_same_weights(resumed.folder / "checkpoints" / name, finished.folder / "checkpoints" / name)
     seconds = [row["seconds/total"] for row in resumed.rows]

@@ -179,14 +179,18 @@ def test_everyone_has_what_the_learner_has(mixed):
 
 def test_the_driver_receives_no_arrays(mixed, monkeypatch):
     """Contract 8: what dreamers and env runners answer is small, whatever the number of rows."""
-    from wm_rllib import stages as module
+    parts = []
+    sampling, pool = mixed._stages.sampling, mixed._pool
+    sample, receive = sampling.sample, pool._receive
 
-    answers = []
-    collect, run = module.collect, mixed._pool._run
-    monkeypatch.setattr(module, "collect", lambda *a, **k: answers.append(collect(*a, **k)) or answers[-1])
-    monkeypatch.setattr(mixed._pool, "_run", lambda *a: answers.append(run(*a)) or answers[-1])
+    def receive_and_note(ticket):
+        answers = receive(ticket)
+        parts.extend(answer for _, answer in answers)
+        return answers
+
+    monkeypatch.setattr(sampling, "sample", lambda *a: parts.extend(got := sample(*a)) or got)
+    monkeypatch.setattr(pool, "_receive", receive_and_note)
     mixed.train()
-    parts = [part for answer in answers for part in answer]
     assert len(parts) == 2 + 2 * ROUNDS
     for part in parts:
         # RLlib's metrics aside, numbers and references.
@@ -244,15 +248,15 @@ def test_a_dreamer_dies_while_it_dreams(mixed, monkeypatch):
     """Its share goes to the other one; the ratio stays exact in every round; it comes back with the newest weights."""
     first, second = dreamers(mixed).values()
     victim, survivor = pid_of(first), pid_of(second)
-    run, shares = mixed._pool._run, []
+    send, shares = mixed._pool._send, []
 
-    def kill_during_the_first_call(requests, ids):
+    def kill_during_the_first_call(order, requests, ids):
         if not shares:
             threading.Timer(0.5, end, [victim]).start()
         shares.append([sum(request.rows) for request in requests])
-        return run(requests, ids)
+        return send(order, requests, ids)
 
-    monkeypatch.setattr(mixed._pool, "_run", kill_during_the_first_call)
+    monkeypatch.setattr(mixed._pool, "_send", kill_during_the_first_call)
     os.kill(victim, signal.SIGSTOP)  # so that its order is surely not done when it dies
     steps = steps_of(mixed)
     steps = assert_exact(mixed.train(), RATIO, ROUNDS, steps)
@@ -295,6 +299,51 @@ def test_no_dreamer_in_time_means_no_update(mixed, monkeypatch):
     assert result["policy"]["version"] == policy_version + len(real_and_imagined)
     monkeypatch.undo()
     train_until(mixed, lambda result: mixed._pool.num_healthy == 2)
+
+
+def test_a_dreamer_that_hangs_is_waited_for_once(mixed, monkeypatch):
+    """It hangs, or is cut off from the driver: the other one dreams all, and it is asked again when it has answered."""
+    monkeypatch.setattr(mixed._pool, "_timeout_s", 2.0)
+    stuck = pid_of(dreamers(mixed)[1])
+    before, steps = mixed.train()["faults"]["dreamers_late"], steps_of(mixed)
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        results = [mixed.train() for _ in range(3)]
+        assert time.monotonic() - start < 2.0 + 10.0, "it was waited for in every round"
+    finally:
+        os.kill(stuck, signal.SIGCONT)
+    for result in results:
+        steps = assert_exact(result, RATIO, ROUNDS, steps)
+        assert result["faults"]["dreamers_late"] == before + 1
+    train_until(mixed, lambda result: not mixed._pool._overdue)
+    assert pid_of(dreamers(mixed)[1]) == stuck
+    assert mixed.train()["restarts"]["dreamers"] == results[0]["restarts"]["dreamers"]
+
+
+def test_an_env_runner_that_hangs_is_waited_for_once(mixed, monkeypatch):
+    """What it was asked for comes late, and is counted and learned from like anything else that is not too old."""
+    sampling = mixed._stages.sampling
+    sample = sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda request, timeout_s: sample(request, 2.0))
+    stuck = pid_of(env_runners(mixed)[1])
+    before, steps = mixed.train()["faults"]["env_runners_late"], steps_of(mixed)
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        results = [mixed.train() for _ in range(3)]
+        assert time.monotonic() - start < 2.0 + 10.0, "it was waited for in every iteration"
+    finally:
+        os.kill(stuck, signal.SIGCONT)
+    for result in results:
+        steps = assert_exact(result, RATIO, ROUNDS, steps)
+        assert result["faults"]["env_runners_late"] == before + 1
+    for result in train_until(mixed, lambda result: not sampling._late):
+        steps = assert_exact(result, RATIO, ROUNDS, steps)
+    assert sampling._late_tags == []
+    assert ray.get(mixed._replay.service.stats.remote())["num_added_timesteps"] == steps
+    assert_exact(mixed.train(), RATIO, ROUNDS, steps)
+    assert pid_of(env_runners(mixed)[1]) == stuck
 
 
 def test_the_parameter_server_dies(mixed):

@@ -22,6 +22,7 @@ from wm_rllib.gauges import Gauges
 from wm_rllib.iteration import IterationReport
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import may_dream
+from wm_rllib.nodes import NodeWatch
 from wm_rllib.overlap import OverlappingTraining
 from wm_rllib.phases import collect_randomly, pretrain, train_mixed
 from wm_rllib.publishing import Publisher
@@ -69,6 +70,7 @@ class WorldModelPPO(EvaluatedPPO):
         placement.check_cluster(request, config)
         super().setup(config)
         self._state = TrainingState(phase=Phase.RANDOM)
+        self._nodes = NodeWatch()
         self._gauges = Gauges(self.config.wm_run_name or self.trial_name)
         remote = not self.config.is_single_process
         self._server = placement.make_server(remote=remote)
@@ -156,6 +158,7 @@ class WorldModelPPO(EvaluatedPPO):
                 "world_model": {"version": self._state.world_model_version},
                 "policy": {"version": self._state.policy_version},
                 "restarts": self._restarts(),
+                "faults": self._faults(),
             }
         )
         self._gauges.show(results)
@@ -192,6 +195,18 @@ class WorldModelPPO(EvaluatedPPO):
             "parameter_server": self._state.server_restarts,
         }
 
+    def _faults(self) -> dict[str, int]:
+        self._nodes.look()
+        return {
+            "env_runner_errors": self._stages.sampling.num_failures,
+            "env_runners_late": self._stages.sampling.num_late,
+            "dreamer_errors": self._pool.num_failures if self._pool else 0,
+            "dreamers_late": self._pool.num_late if self._pool else 0,
+            "nodes": self._nodes.num_alive,
+            "nodes_lost": self._nodes.num_lost,
+            "resumes": self._state.resumes,
+        }
+
     # --- checkpoint --------------------------------------------------------------------------------------------------
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
@@ -214,6 +229,7 @@ class WorldModelPPO(EvaluatedPPO):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores `get_state`, and publishes what was restored under a sequence number newer than any before."""
+        self._stages.sampling.discard()
         if self._overlap is not None:
             self._overlap.discard()
         super().set_state(state)
@@ -221,6 +237,7 @@ class WorldModelPPO(EvaluatedPPO):
             self._replay.set_state(state[COMPONENT_REPLAY])
         if TRAINING_STATE in state:
             self._state.restore(state[TRAINING_STATE])
+            self._state.resumes += 1
         self._publisher.publish(self.iteration, policy=True, world_model=True)
 
     def cleanup(self) -> None:

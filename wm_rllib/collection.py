@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,10 @@ import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from wm_rllib.env_runner import Collected, CollectRequest, WorldModelEnvRunner
+from wm_rllib.failures import Failure, FailureCounter, death_of_all
 from wm_rllib.seeding import stage_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,29 +41,15 @@ class RealExperience:
     metrics: list[Any]
 
 
-def collect(group: EnvRunnerGroup, request: CollectRequest, *, timeout_s: float) -> list[Collected]:
-    """Has every healthy env runner sample its part of `request.num_timesteps`.
-
-    An env runner whose env raises ends itself and is restarted by RLlib; its part is missing from the answer.
-    """
-    workers = group.num_healthy_remote_workers()
-    if group.num_remote_env_runners() == 0:
-        return [group.local_env_runner.collect(request)]
-    if workers == 0:
-        return []
-    share = -(-request.num_timesteps // workers)
-    return list(
-        group.foreach_env_runner(
-            functools.partial(_collect, request=request, share=share),
-            local_env_runner=False,
-            timeout_seconds=timeout_s,
-        )
-    )
-
-
-def _collect(runner: WorldModelEnvRunner, request: CollectRequest, share: int) -> Collected:
+def _collect(runner: WorldModelEnvRunner, request: CollectRequest, share: int) -> Collected | Failure:
     seed = None if request.seed is None else stage_seed(request.seed, 0, "env_runner", runner.worker_index)
-    return runner.collect(CollectRequest(share, request.num_shards, request.random_actions, request.fresh_envs, seed))
+    own = CollectRequest(share, request.num_shards, request.random_actions, request.fresh_envs, seed)
+    try:
+        return runner.collect(own)
+    except Exception as error:
+        logger.exception("an env runner failed")
+        runner.make_env()  # whatever state the environments were left in; all are reset in the next call
+        return Failure.of(error)
 
 
 def combine(parts: list[Collected], num_learners: int, staleness: list[int], max_staleness: int) -> RealExperience:
@@ -77,51 +67,122 @@ def combine(parts: list[Collected], num_learners: int, staleness: list[int], max
     )
 
 
-class SamplesAhead:
-    """Real env steps that the env runners take while the learners are at work.
+class EnvRunnerError(RuntimeError):
+    """An env runner keeps failing with an error of its environment's code, or none can be started."""
 
-    An env runner has at most one such request. A fragment that comes after the timeout is delivered with the next ones:
-    too old for PPO by then, but real experience for the replay.
+
+class Sampling:
+    """Real env steps, from all env runners: now, or ahead, while the learners are at work.
+
+    An env runner has at most one request. Of one that does not answer in time nothing more is asked until it does: it
+    hangs, or is cut off from the driver, and would hold up every iteration. Its fragment is delivered when it comes,
+    too old for PPO by then, but real experience for the replay. The part of an env runner that was lost is missing.
 
     Args:
-        group: RLlib's env runners, all remote.
+        group: RLlib's env runners.
         num_envs: Environments in each.
 
     Attributes:
         in_flight: Whether `finish` has something to wait for.
         most_rows: Env steps that the newest request may bring: an env runner may overshoot by a step in all envs but
             one.
+        num_late: Requests that were not answered in time so far.
     """
 
     def __init__(self, group: EnvRunnerGroup, num_envs: int):
         self._group, self._num_envs = group, num_envs
+        self._failures = FailureCounter("env runner", EnvRunnerError)
         self._numbers = itertools.count()
-        self._tag = f"samples/{next(self._numbers)}"
+        self._tag = ""
+        self._asked: set[int] = set()
+        self._late: set[int] = set()
+        self._late_tags: list[str] = []
         self._given_up: list[str] = []
         self.in_flight = False
         self.most_rows = 0
+        self.num_late = 0
+
+    @property
+    def num_failures(self) -> int:
+        """Errors of the environments' code so far."""
+        return self._failures.total
+
+    def sample(self, request: CollectRequest, timeout_s: float) -> list[Collected]:
+        """Has every env runner sample its part of `request.num_timesteps`, and waits for it.
+
+        Raises:
+            EnvRunnerError: See `finish`.
+        """
+        if self._group.num_remote_env_runners() == 0:
+            return [self._group.local_env_runner.collect(request)]
+        self.start(request)
+        return self.finish(timeout_s)
 
     def start(self, request: CollectRequest) -> None:
-        """Has every healthy env runner begin its part of `request.num_timesteps`."""
-        workers = self._group.num_healthy_remote_workers()
-        share = -(-request.num_timesteps // max(1, workers))
+        """Has every env runner that is ready begin its part of `request.num_timesteps`."""
+        self._let_go()
+        healthy = set(self._group.healthy_worker_ids())
+        self._late &= healthy
+        self._asked = healthy - self._late
+        share = -(-request.num_timesteps // max(1, len(self._asked)))
+        self._tag = f"samples/{next(self._numbers)}"
         self.in_flight = True
-        self.most_rows = workers * (share + self._num_envs - 1)
-        if workers:
+        self.most_rows = len(self._asked) * (share + self._num_envs - 1)
+        if self._asked:
             self._group.foreach_env_runner_async(
-                functools.partial(_collect, request=request, share=share), tag=self._tag
+                functools.partial(_collect, request=request, share=share),
+                tag=self._tag,
+                remote_worker_ids=sorted(self._asked),
             )
 
     def finish(self, timeout_s: float) -> list[Collected]:
-        """What came of it; the part of an env runner that was lost is missing."""
+        """What came of it.
+
+        Raises:
+            EnvRunnerError: The same env runner failed several times in a row, or all are dead for good.
+        """
         self.in_flight = False
-        if self._given_up:  # RLlib's manager holds answers until they are fetched
-            self._group.fetch_ready_async_reqs(tags=self._given_up)
-        return [part for _, part in self._group.fetch_ready_async_reqs(tags=self._tag, timeout_seconds=timeout_s)]
+        answers = self._fetch([self._tag], timeout_s)
+        self._note_late({worker for worker, _ in answers}, timeout_s)
+        # With nobody else to wait for, those that are late are waited for.
+        answers += self._fetch(self._late_tags, 0.0 if self._asked else timeout_s)
+        self._late -= {worker for worker, _ in answers}
+        self._late_tags = self._in_flight(self._late_tags)
+        parts = []
+        for worker, answer in answers:
+            if isinstance(answer, Failure):
+                self._failures.failed(worker, answer)
+            else:
+                self._failures.worked(worker)
+                parts.append(answer)
+        if not parts and (error := death_of_all(self._group._worker_manager.actors().values())):
+            raise EnvRunnerError(f"all env runners are dead for good; the last one's error was:\n{error}")
+        return parts
 
     def discard(self) -> None:
         """Gives up what is in flight: a state was restored in which it never happened."""
         if self.in_flight:
             self.in_flight = False
             self._given_up.append(self._tag)
-            self._tag = f"samples/{next(self._numbers)}"
+        self._given_up += self._late_tags
+        self._late_tags = []
+
+    def _fetch(self, tags: list[str], timeout_s: float) -> list[tuple[int, Collected | Failure]]:
+        tags = self._in_flight(tags)  # to RLlib no tags mean all
+        return self._group.fetch_ready_async_reqs(tags=tags, timeout_seconds=timeout_s) if tags else []
+
+    def _in_flight(self, tags: list[str]) -> list[str]:
+        return [tag for tag in tags if self._group.num_in_flight_async_reqs(tag)]
+
+    def _let_go(self) -> None:
+        """Releases answers to what was given up: RLlib's manager holds them until they are fetched."""
+        self._late -= {worker for worker, _ in self._fetch(self._given_up, 0.0)}
+        self._given_up = self._in_flight(self._given_up)
+
+    def _note_late(self, answered: set[int], timeout_s: float) -> None:
+        late = (self._asked & set(self._group.healthy_worker_ids())) - answered
+        if late:
+            logger.warning("env runners %s did not answer within %.0f s", sorted(late), timeout_s)
+            self.num_late += len(late)
+            self._late |= late
+            self._late_tags.append(self._tag)

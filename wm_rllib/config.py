@@ -134,6 +134,9 @@ class WorldModelPPOConfig(PPOConfig):
             evaluation_config={"explore": False, "num_envs_per_env_runner": MAX_LANES},
         )
         self.resources(num_cpus_for_main_process=0.25)  # with remote learners it waits most of the time
+        # RLlib would ask every env runner for its connectors' states after each iteration, and wait for one that hangs
+        # or samples ahead. There is nothing in them: the weights come from the parameter server.
+        self._dont_auto_sync_env_runner_states = True
         # 30 s would be paid in every iteration while a node is unreachable.
         self.fault_tolerance(
             restart_failed_env_runners=True,
@@ -304,10 +307,6 @@ class WorldModelPPOConfig(PPOConfig):
         check_attrs(self)
         if broken := broken_rule(self):
             self._value_error(broken)
-        if self.overlap:
-            # RLlib would ask every env runner for its connectors' states after each iteration, and wait for the
-            # sampling. There is nothing in them: the weights come from the parameter server.
-            self._dont_auto_sync_env_runner_states = True
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.actor_manager import FaultAwareApply
 from torch import Tensor
 
+from wm_rllib.failures import Failure
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.controller import Controller
@@ -103,17 +103,6 @@ class Dreamed:
 
 
 @dataclass(frozen=True)
-class DreamFailure:
-    """An exception in a dreamer, as text; the actor lives on.
-
-    `FaultAwareApply.apply` would end the actor for it, and Ray would restart it: an endless restart at ratio 0.
-    """
-
-    error: str
-    traceback: str
-
-
-@dataclass(frozen=True)
 class NoWeights:
     """A restarted dreamer met a restarted, empty parameter server: the driver has to push again."""
 
@@ -137,7 +126,7 @@ class Dreamer(FaultAwareApply):
         self._module = spec.policy.build().to(self._device)
         self._client = ParameterClient(server)
 
-    def dream(self, request: DreamRequest) -> Dreamed | DreamFailure | NoWeights:
+    def dream(self, request: DreamRequest) -> Dreamed | Failure | NoWeights:
         """Pulls the newest weights and imagines exactly the rows asked for."""
         start = time.perf_counter()
         try:
@@ -150,7 +139,7 @@ class Dreamer(FaultAwareApply):
             refs = [ray.put([to_arrays(block) for block in shard]) for shard in shards]
         except Exception as error:
             logger.exception("a dream failed")
-            return DreamFailure(f"{type(error).__name__}: {error}", traceback.format_exc())
+            return Failure.of(error)
         seconds = time.perf_counter() - start
         logger.debug("dreamed %s rows in %.3f s", request.rows, seconds)
         return Dreamed(

@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from wm_rllib.calling import call
 from wm_rllib.dream_orders import DreamHarvest, DreamOrder, DreamTicket
-from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamFailure, DreamRequest, NoWeights, num_lanes
+from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest, NoWeights, num_lanes
+from wm_rllib.failures import Failure, FailureCounter, death_of_all
 from wm_rllib.mixing import split_evenly
 from wm_rllib.seeding import stage_seed
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES_IN_A_ROW = 3
+Answer = Dreamed | Failure | NoWeights
+
+LOCAL_ID = 0
 RETRY_PAUSE_S = 0.5
 DREAMERS_PER_STARTS = 16
 """Dreamers that share an object of start states, about a node's: one object for all of them would be copied to every
@@ -29,7 +31,7 @@ node, a hundred nodes times what a hundred nodes need."""
 
 
 class DreamerError(RuntimeError):
-    """Dreamers keep failing with an error of their own code (not by losing their process)."""
+    """A dreamer keeps failing with an error of its own code (not by losing its process), or none can be started."""
 
 
 class DreamerPool:
@@ -43,6 +45,9 @@ class DreamerPool:
         make_actor: Creates one remote dreamer; given the index, so that the caller can place it.
         push_again: Pushes the newest record to the parameter server once more, when a dreamer found it empty.
         timeout_s: How long a round may wait for lost dreamers before it goes on with fewer rows.
+
+    Attributes:
+        num_late: Requests that were not answered within `timeout_s` so far.
     """
 
     def __init__(
@@ -59,10 +64,11 @@ class DreamerPool:
         self._replay = replay
         self._push_again = push_again
         self._timeout_s = timeout_s
-        self._failures_in_a_row = 0
+        self._failures = FailureCounter("dreamer", DreamerError)
         self._numbers = itertools.count()
         self._abandoned: set[str] = set()
         self._overdue: set[int] = set()
+        self.num_late = 0
         self._local = None if num_dreamers else Dreamer(spec, server)
         self._manager = FaultTolerantActorManager([make_actor(i) for i in range(num_dreamers)], init_id=1)
 
@@ -70,6 +76,11 @@ class DreamerPool:
     def num_restarts(self) -> int:
         """How often a lost dreamer came back."""
         return int(self._manager.total_num_restarts())
+
+    @property
+    def num_failures(self) -> int:
+        """Errors of the dreamers' own code so far."""
+        return self._failures.total
 
     @property
     def num_healthy(self) -> int:
@@ -90,11 +101,10 @@ class DreamerPool:
             is_stale: Whether a part was dreamed with weights too old to learn from; it is dropped and ordered again.
 
         Raises:
-            DreamerError: Dreamers failed several times in a row with an error of their own.
+            DreamerError: A dreamer failed several times in a row with an error of its own.
         """
         harvest = DreamHarvest.empty(len(order.rows))
-        deadline = time.monotonic() + self._timeout_s
-        self._fill(order, harvest, deadline, 0, base_seed, is_stale)
+        self._fill(order, harvest, 0, base_seed, is_stale)
         return harvest
 
     def order_ahead(self, order: DreamOrder, seed: int | None) -> DreamTicket:
@@ -106,11 +116,7 @@ class DreamerPool:
         """
         ids = self._ready_ids()
         requests = self._requests(order, order.rows, len(ids), seed) if ids else []
-        ticket = DreamTicket(order, f"dreams/{next(self._numbers)}", tuple(ids[: len(requests)]))
-        if requests:
-            calls = [functools.partial(_dream, request=request) for request in requests]
-            self._manager.foreach_actor_async(calls, tag=ticket.tag, remote_actor_ids=list(ticket.ids))
-        return ticket
+        return self._send(order, requests, ids)
 
     def gather(
         self,
@@ -128,17 +134,12 @@ class DreamerPool:
             is_stale: See `dream`.
 
         Raises:
-            DreamerError: Dreamers failed several times in a row with an error of their own.
+            DreamerError: A dreamer failed several times in a row with an error of its own.
         """
         harvest = DreamHarvest.empty(len(rows))
-        deadline = time.monotonic() + self._timeout_s
-        results = self._manager.fetch_ready_async_reqs(tags=ticket.tag, timeout_seconds=self._timeout_s)
-        answered = {result.actor_id for result in results}
-        for result in results.ignore_errors():
-            self._take(result.get(), harvest, is_stale)
-        self._overdue |= {i for i in ticket.ids if i not in answered and self._manager.is_actor_healthy(i)}
-        self.drop(ticket)
-        self._fill(dataclasses.replace(ticket.order, rows=rows), harvest, deadline, 1, base_seed, is_stale)
+        for dreamer_id, answer in self._receive(ticket):
+            self._take(dreamer_id, answer, harvest, is_stale)
+        self._fill(dataclasses.replace(ticket.order, rows=rows), harvest, 1, base_seed, is_stale)
         return harvest
 
     def drop(self, ticket: DreamTicket) -> None:
@@ -150,12 +151,12 @@ class DreamerPool:
         self,
         order: DreamOrder,
         harvest: DreamHarvest,
-        deadline: float,
         attempt: int,
         base_seed: Callable[[int], int | None],
         is_stale: Callable[[Dreamed], bool],
     ) -> None:
         """Orders what is missing, again and again, until it is there or time is up; the first attempt always runs."""
+        deadline = time.monotonic() + self._timeout_s
         while True:
             missing = [max(0, want - have) for want, have in zip(order.rows, harvest.rows, strict=True)]
             if not any(missing):
@@ -163,7 +164,11 @@ class DreamerPool:
             if attempt and time.monotonic() > deadline:
                 logger.warning("no dreamer delivered %s rows within %.0f s", missing, self._timeout_s)
                 return
+            late = self.num_late
             self._attempt(order, missing, harvest, base_seed(attempt), is_stale)
+            if self.num_late > late and self._ready_ids():
+                # The time went into waiting for one that is asked no more; the others have not had theirs.
+                deadline = time.monotonic() + self._timeout_s
             attempt += 1
 
     def _attempt(
@@ -174,30 +179,63 @@ class DreamerPool:
         seed: int | None,
         is_stale: Callable[[Dreamed], bool],
     ) -> None:
-        """Orders what is missing from all healthy dreamers and takes in what they deliver."""
-        ids = self._ready_ids()
-        if self._local is None and not ids:
-            self._raise_if_none_can_come_back()
+        """Orders what is missing from all dreamers that are ready and takes in what they deliver."""
+        ids = [LOCAL_ID] if self._local else self._ready_ids()
+        if not ids:
+            if error := death_of_all(self._manager.actors().values()):
+                raise DreamerError(f"all dreamers are dead for good; the last one's error was:\n{error}")
             return
-        requests = self._requests(order, missing, len(ids) or 1, seed)
-        for result in self._run(requests, ids):
-            self._take(result, harvest, is_stale)
+        requests = self._requests(order, missing, len(ids), seed)
+        for dreamer_id, answer in self._run(order, requests, ids):
+            self._take(dreamer_id, answer, harvest, is_stale)
+
+    def _run(self, order: DreamOrder, requests: list[DreamRequest], ids: list[int]) -> list[tuple[int, Answer]]:
+        if self._local is not None:
+            return [(LOCAL_ID, self._local.dream(requests[0]))]
+        return self._receive(self._send(order, requests, ids))
+
+    def _send(self, order: DreamOrder, requests: list[DreamRequest], ids: list[int]) -> DreamTicket:
+        """Sends each request to one of `ids`, of which there may be more."""
+        ticket = DreamTicket(order, f"dreams/{next(self._numbers)}", tuple(ids[: len(requests)]))
+        if requests:
+            # A list of functions, one for each id: with a list of kwargs RLlib assigns them to the wrong actors as soon
+            # as one is unhealthy.
+            calls = [functools.partial(_dream, request=request) for request in requests]
+            self._manager.foreach_actor_async(calls, tag=ticket.tag, remote_actor_ids=list(ticket.ids))
+        return ticket
+
+    def _receive(self, ticket: DreamTicket) -> list[tuple[int, Answer]]:
+        """Waits for the answers, at most `timeout_s`; whoever has not answered by then is asked nothing until it does.
+
+        A dreamer that hangs, or is cut off from the driver, would hold up every round for as long.
+        """
+        if not ticket.ids:
+            return []
+        results = self._manager.fetch_ready_async_reqs(tags=ticket.tag, timeout_seconds=self._timeout_s)
+        answered = {result.actor_id for result in results}
+        late = {i for i in ticket.ids if i not in answered and self._manager.is_actor_healthy(i)}
+        if late:
+            logger.warning("dreamers %s did not answer within %.0f s", sorted(late), self._timeout_s)
+            self.num_late += len(late)
+            self._overdue |= late
+        self.drop(ticket)
+        return [(result.actor_id, result.get()) for result in results.ignore_errors()]
 
     def _take(
-        self, result: Dreamed | DreamFailure | NoWeights, harvest: DreamHarvest, is_stale: Callable[[Dreamed], bool]
+        self, dreamer_id: int, answer: Answer, harvest: DreamHarvest, is_stale: Callable[[Dreamed], bool]
     ) -> None:
         """One dreamer's answer."""
-        if isinstance(result, NoWeights):
+        if isinstance(answer, NoWeights):
             time.sleep(RETRY_PAUSE_S)
             self._push_again()
-        elif isinstance(result, DreamFailure):
-            self._count_failure(result)
+        elif isinstance(answer, Failure):
+            self._failures.failed(dreamer_id, answer)
         else:
-            self._failures_in_a_row = 0
-            if is_stale(result):
-                harvest.dropped_rows += sum(result.rows)
+            self._failures.worked(dreamer_id)
+            if is_stale(answer):
+                harvest.dropped_rows += sum(answer.rows)
             else:
-                harvest.add(result)
+                harvest.add(answer)
 
     def _ready_ids(self) -> list[int]:
         """Dreamers that can be asked: those that are back are counted in, those with an overdue answer are not."""
@@ -244,43 +282,10 @@ class DreamerPool:
                 )
         return requests
 
-    def _run(self, requests: list[DreamRequest], ids: list[int]) -> list[Dreamed | DreamFailure | NoWeights]:
-        if self._local is not None:
-            return [self._local.dream(requests[0])]
-        # A list of functions, one for each id: with a list of kwargs RLlib assigns them to the wrong actors as soon as
-        # one is unhealthy.
-        results = self._manager.foreach_actor(
-            [functools.partial(_dream, request=request) for request in requests],
-            remote_actor_ids=ids[: len(requests)],
-            timeout_seconds=self._timeout_s,
-        )
-        return [result.get() for result in results.ignore_errors()]
-
-    def _raise_if_none_can_come_back(self) -> None:
-        """Ray does not restart an actor whose constructor raised: waiting for it would be waiting for ever."""
-        error: Exception | None = None
-        for actor in self._manager.actors().values():
-            try:
-                ray.get(actor.ping.remote(), timeout=RETRY_PAUSE_S)
-                return
-            except ray.exceptions.ActorDiedError as death:
-                error = death
-            except ray.exceptions.RayError:  # no answer in time, or it is restarting
-                return
-        raise DreamerError(f"all dreamers are dead for good; the last one's error was:\n{error}")
-
-    def _count_failure(self, failure: DreamFailure) -> None:
-        self._failures_in_a_row += 1
-        logger.warning("a dreamer failed (%d in a row): %s", self._failures_in_a_row, failure.error)
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-            raise DreamerError(
-                f"dreamers failed {self._failures_in_a_row} times in a row; the last error was:\n{failure.traceback}"
-            )
-
     def stop(self) -> None:
         """Ends the actors."""
         self._manager.clear()
 
 
-def _dream(dreamer: Dreamer, request: DreamRequest) -> Dreamed | DreamFailure | NoWeights:
+def _dream(dreamer: Dreamer, request: DreamRequest) -> Answer:
     return dreamer.dream(request)

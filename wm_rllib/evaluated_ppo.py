@@ -58,14 +58,20 @@ class EvaluatedPPO(PPO):
             num_episodes: How many; None: `evaluation_duration`.
 
         Raises:
-            RuntimeError: No evaluation env runner answered.
+            EnvRunnerError: No evaluation env runner answered in time, or one failed several times in a row.
         """
         seed = self._stages.seed(f"evaluation/{self._state.num_evaluations}")
         self._state.num_evaluations += 1
         group = self.eval_env_runner_group or self.env_runner_group
         episodes = num_episodes or self.config.evaluation_duration
-        timeout_s = self.config.evaluation_sample_timeout_s
-        return evaluate_on(group, self._publisher.record, episodes, seed, timeout_s)
+        return evaluate_on(
+            group,
+            self._publisher.record,
+            episodes,
+            seed,
+            restore=lambda: self.restore_env_runners(group),
+            timeout_s=self.config.evaluation_sample_timeout_s,
+        )
 
     def get_policy(self) -> WorldModelPolicy:
         """A copy of the agent as it acts now: V, M and C of the newest published record."""

@@ -3,48 +3,100 @@
 from __future__ import annotations
 
 import functools
+import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from wm_rllib.collection import EnvRunnerError
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.evaluation import EvaluationResult
+from wm_rllib.failures import Failure, FailureCounter
 from wm_rllib.mixing import split_evenly
 from wm_rllib.seeding import stage_seed
 
+logger = logging.getLogger(__name__)
+
+RETRY_PAUSE_S = 0.5
+
 
 def evaluate_on(
-    group: EnvRunnerGroup, record: dict[str, Any], num_episodes: int, seed: int | None, timeout_s: float
+    group: EnvRunnerGroup,
+    record: dict[str, Any],
+    num_episodes: int,
+    seed: int | None,
+    *,
+    restore: Callable[[], object],
+    timeout_s: float,
 ) -> EvaluationResult:
     """Shares `num_episodes` among the env runners of `group`, all with the weights of `record`.
 
+    Without an answer, because all were lost, they are asked again. The share of one lost beside others is missing.
+
+    Args:
+        group: The evaluation env runners.
+        record: What the parameter server holds.
+        num_episodes: Episodes in all.
+        seed: Of the evaluation, or None.
+        restore: Brings restarted env runners of the group back into service.
+        timeout_s: For each attempt, and for how long there is another one.
+
     Raises:
-        RuntimeError: No env runner answered.
+        EnvRunnerError: None answered in time, or one failed several times in a row.
     """
     if group.num_remote_env_runners() == 0:
         return group.local_env_runner.evaluate(record, num_episodes, seed)
+    failures = FailureCounter("evaluation env runner", EnvRunnerError)
+    deadline = time.monotonic() + timeout_s
+    while not (parts := _ask(group, record, num_episodes, seed, timeout_s, failures)):
+        if time.monotonic() > deadline:
+            raise EnvRunnerError(f"no evaluation env runner answered within {timeout_s:.0f} s")
+        logger.warning("no evaluation env runner answered; they are asked again")
+        time.sleep(RETRY_PAUSE_S)
+        restore()
+    return EvaluationResult([r for part in parts for r in part.returns], [n for part in parts for n in part.lengths])
+
+
+def _ask(
+    group: EnvRunnerGroup,
+    record: dict[str, Any],
+    num_episodes: int,
+    seed: int | None,
+    timeout_s: float,
+    failures: FailureCounter,
+) -> list[EvaluationResult]:
     workers = group.healthy_worker_ids()
-    shares = dict(zip(workers, split_evenly(num_episodes, len(workers) or 1), strict=False))
-    results = group.foreach_env_runner(
+    if not workers:
+        return []
+    shares = dict(zip(workers, split_evenly(num_episodes, len(workers)), strict=True))
+    answers = group.foreach_env_runner(
         functools.partial(_evaluate_runner, record=record, shares=shares, seed=seed),
         remote_worker_ids=workers,
         local_env_runner=False,
         timeout_seconds=timeout_s,
     )
-    parts = [result for result in results if result is not None]
-    if not parts:
-        raise RuntimeError("no evaluation env runner answered")
-    return EvaluationResult([r for part in parts for r in part.returns], [n for part in parts for n in part.lengths])
+    for worker, answer in answers:
+        if isinstance(answer, Failure):
+            failures.failed(worker, answer)
+    return [answer for _, answer in answers if isinstance(answer, EvaluationResult)]
 
 
 def _evaluate_runner(
     runner: WorldModelEnvRunner, record: dict[str, Any], shares: dict[int, int], seed: int | None
-) -> EvaluationResult | None:
-    share = shares.get(runner.worker_index, 0)
-    own_seed = None if seed is None else stage_seed(seed, 0, "env_runner", runner.worker_index)
-    return runner.evaluate(record, share, own_seed) if share else None
+) -> tuple[int, EvaluationResult | Failure | None]:
+    worker = runner.worker_index
+    share = shares.get(worker, 0)
+    own_seed = None if seed is None else stage_seed(seed, 0, "env_runner", worker)
+    try:
+        return worker, runner.evaluate(record, share, own_seed) if share else None
+    except Exception as error:
+        logger.exception("an evaluation failed")
+        runner.make_env()
+        return worker, Failure.of(error)
 
 
 def evaluate_greedily(algorithm: Any, _: Any) -> tuple[dict[str, Any], int, int]:

@@ -29,6 +29,13 @@ EXPORTED = (
     "restarts/env_runners",
     "restarts/dreamers",
     "restarts/parameter_server",
+    "faults/env_runner_errors",
+    "faults/env_runners_late",
+    "faults/dreamer_errors",
+    "faults/dreamers_late",
+    "faults/nodes",
+    "faults/nodes_lost",
+    "faults/resumes",
     "seconds/iteration",
 )
 STAGE_SECONDS = "wm_rllib_stage_seconds"

@@ -286,7 +286,7 @@ class WorldModelPPOLearner(MergingLearner):
 
     def set_normalisation(self, stats: dict[str, np.ndarray]) -> None:
         """Fixes the units of observations and rewards, once, after the random phase."""
-        tensors = {name: torch.as_tensor(value, device=self._device) for name, value in stats.items()}
+        tensors = {name: torch.tensor(value, device=self._device) for name, value in stats.items()}
         self.world_model.vae.set_normalisation(tensors["obs_mean"], tensors["obs_scale"])
         names = ("reward_mean", "reward_scale", "last_reward_scale", "termination_rate")
         self.world_model.mdn_rnn.set_normalisation(*(tensors[name] for name in names))

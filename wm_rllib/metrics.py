@@ -98,6 +98,21 @@ METRICS: dict[str, Metric] = {
     "restarts/env_runners": Metric("Env runners replaced so far.", "restarts"),
     "restarts/dreamers": Metric("Dreamers replaced so far.", "restarts"),
     "restarts/parameter_server": Metric("Parameter servers replaced so far.", "restarts"),
+    "faults/env_runner_errors": Metric(
+        "Errors of the environments' code so far; an env runner with three in a row ends the run.", "errors"
+    ),
+    "faults/env_runners_late": Metric(
+        "Requests that an env runner did not answer within `env_runners.sample_timeout_s`, so far.", "requests"
+    ),
+    "faults/dreamer_errors": Metric(
+        "Errors of the dreamers' code so far; a dreamer with three in a row ends the run.", "errors"
+    ),
+    "faults/dreamers_late": Metric(
+        "Requests that a dreamer did not answer within `dreamers.dreamer_timeout_s`, so far.", "requests"
+    ),
+    "faults/nodes": Metric("Nodes of the cluster.", "nodes"),
+    "faults/nodes_lost": Metric("Nodes that left the cluster so far: killed, cut off, or scaled away.", "nodes"),
+    "faults/resumes": Metric("How often this run has gone on from a checkpoint.", "resumes"),
     "seconds/iteration": Metric("Duration of the iteration.", "s"),
     "seconds/total": Metric("Duration of training so far, over all resumes.", "s"),
     "seconds/*": Metric(

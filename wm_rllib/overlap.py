@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 
-from wm_rllib.collection import RealExperience, SamplesAhead
+from wm_rllib.collection import RealExperience
 from wm_rllib.dream_orders import DreamHarvest, DreamTicket
 from wm_rllib.gating import choose_imagination
 from wm_rllib.mixing import AUTO, imagined_rows, ratio_at, split_evenly
@@ -35,7 +35,7 @@ class OverlappingTraining:
     def __init__(self, stages: Stages):
         self._stages = stages
         config = stages.config
-        self._samples = SamplesAhead(stages.parts.env_runners, config.num_envs_per_env_runner)
+        self._samples = stages.sampling
         self._tickets: deque[DreamTicket] = deque()
         self._most_tickets = min(config.max_dreams_in_flight, config.num_dream_rounds)
         self._banked: RealExperience | None = None
@@ -75,8 +75,7 @@ class OverlappingTraining:
         self._stages.parts.state.banked_rows = sum(self._banked.rows)
 
     def discard(self) -> None:
-        """Gives up everything in flight: a state was restored in which it never happened."""
-        self._samples.discard()
+        """Gives up the dreams in flight and the steps taken in: a state was restored in which they never happened."""
         self._drop_tickets()
         self._banked = None
 

@@ -95,6 +95,7 @@ SETTINGS: tuple[Setting, ...] = (
             resources(),
             "Custom resources of each env runner: on which nodes it may run.",
         ),
+        ("sample_timeout_s", "sample_timeout_s", number(above=0), "Longest wait for env runners that do not answer."),
     ),
     *_section(
         "world_model.vae.",
@@ -237,6 +238,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("interval", "evaluation_interval_steps", whole(1, optional=True), "Real steps between evaluations."),
         ("episodes", "evaluation_duration", whole(1), "Episodes of an evaluation."),
         ("num_env_runners", "evaluation_num_env_runners", whole(0), "Remote evaluation runners; 0: the driver."),
+        ("timeout_s", "evaluation_sample_timeout_s", number(above=0), "Longest wait for evaluation runners."),
     ),
     *_section(
         "stop.",

@@ -14,7 +14,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wm_rllib.calling import call
-from wm_rllib.collection import RealExperience, collect, combine
+from wm_rllib.collection import RealExperience, Sampling, combine
 from wm_rllib.dream_orders import DreamHarvest, DreamOrder
 from wm_rllib.dreamer import Dreamed
 from wm_rllib.dreamer_pool import DreamerPool
@@ -66,12 +66,14 @@ class Stages:
         iteration: The number of the current iteration.
 
     Attributes:
+        sampling: Requests to the env runners.
         report: This iteration's figures; a new one an iteration.
         is_cut_short: Whether the iteration is to end after its present stage; see `WorldModelPPO.cut_short`.
     """
 
     def __init__(self, config: Any, parts: Parts, iteration: Callable[[], int]):
         self.config, self.parts = config, parts
+        self.sampling = Sampling(parts.env_runners, config.num_envs_per_env_runner)
         self.report = IterationReport()
         self._iteration = iteration
         self.is_cut_short = False
@@ -96,7 +98,7 @@ class Stages:
         """Real env steps: features to the learners, raw experience to the replay."""
         request = self.request(num_timesteps, random_actions=random_actions)
         with self.report.stage("sample"):
-            parts = collect(self.parts.env_runners, request, timeout_s=self.config.sample_timeout_s)
+            parts = self.sampling.sample(request, self.config.sample_timeout_s)
         real = self.take_in(parts)
         self.count(real)
         return real

@@ -36,6 +36,7 @@ class TrainingState:
         evaluated_at: Real env steps at the last periodic evaluation.
         banked_rows: Real rows that are counted and in the replay, and whose PPO update is still to come.
         server_restarts: How often the parameter server was found empty.
+        resumes: How often training went on from a checkpoint.
         gate: What the gate knows of M.
     """
 
@@ -50,6 +51,7 @@ class TrainingState:
     evaluated_at: int = 0
     banked_rows: int = 0
     server_restarts: int = 0
+    resumes: int = 0
     gate: Gate = field(default_factory=Gate)
 
     def note_publication(self, iteration: int) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from wm_rllib.algorithm import WorldModelPPO
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.dreamer import Dreamed, Dreamer, DreamFailure, DreamRequest, NoWeights
+from wm_rllib.dreamer import Dreamed, Dreamer, DreamRequest, NoWeights
+from wm_rllib.failures import Failure
 from wm_rllib.learner import WorldModelPPOLearner
 
 STEPS = 16
@@ -73,7 +74,7 @@ def waiting_config(waits: Waits, *, rounds: int, overlap: bool) -> WorldModelPPO
     """A config of tiny networks whose stages take as long as `waits` says: 2 env runners, 2 dreamers, 1 learner."""
 
     class WaitingDreamer(Dreamer):
-        def dream(self, request: DreamRequest) -> Dreamed | DreamFailure | NoWeights:
+        def dream(self, request: DreamRequest) -> Dreamed | Failure | NoWeights:
             time.sleep(waits.dream / rounds)
             result = super().dream(request)
             if isinstance(result, Dreamed):
