@@ -36,13 +36,23 @@ def _free_ports(count: int) -> list[int]:
 
 
 class RayHead:
-    """`ray start --head` on free ports of 127.0.0.1, in a process group of its own."""
+    """`ray start --head` on free ports, in a process group of its own.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: For its output, its token, and as the home folder of all that runs on it.
+        address: Where it listens.
+        prefix: Command that the head is started by, as `ip netns exec <name>`.
+        num_cpus: Logical CPUs.
+        **env: More of its environment.
+    """
+
+    def __init__(
+        self, folder: Path, address: str = "127.0.0.1", prefix: tuple[str, ...] = (), num_cpus: int = 2, **env: str
+    ):
         self.folder = folder
         self._temp = Path(tempfile.mkdtemp(prefix="wmj", dir="/tmp"))  # sockets' paths must be short
         gcs, dashboard, agent, metrics, client = _free_ports(5)
-        self.address = f"http://127.0.0.1:{dashboard}"
+        self.address, self.gcs = f"http://{address}:{dashboard}", f"{address}:{gcs}"
         self.token = folder / "token"
         self.token.write_text(secrets.token_hex(32))
         # Nothing of this checkout but what a job brings along: neither PYTHONPATH nor the tests' Ray settings.
@@ -56,23 +66,24 @@ class RayHead:
             "OMP_NUM_THREADS": "1",
             "HOME": str(folder),
             "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",
+            **env,
         }
         flags = {
             "port": gcs,
-            "dashboard-host": "127.0.0.1",
+            "dashboard-host": address,
             "dashboard-port": dashboard,
             "dashboard-agent-listen-port": agent,
             "metrics-export-port": metrics,
             "ray-client-server-port": client,
-            "node-ip-address": "127.0.0.1",
-            "num-cpus": 2,
+            "node-ip-address": address,
+            "num-cpus": num_cpus,
             "resources": '{"rollout": 4}',
             "temp-dir": self._temp,
         }
-        self.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+        self.metrics_url = f"http://{address}:{metrics}/metrics"
         self._log = (folder / "head.txt").open("w")
         self._head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())],
+            [*prefix, RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())],
             env=self.env,
             cwd=folder,
             stdout=self._log,
