@@ -47,7 +47,7 @@ def mixed_rows(run_dir):
     return [row for row in rows_of(run_dir) if row["phase"] == "mixed"]
 
 
-def test_a_node_is_killed_and_another_cut_off(cluster, tmp_path, record_property):
+def test_a_node_is_killed_and_another_cut_off(cluster, tmp_path):
     run_dir, head = tmp_path / "run", cluster.head
     command = ["python", "-m", "wm_rllib", "train", "--config", "tune_configs/cartpole.yaml", "--run-dir", str(run_dir)]
     for path, value in SETTINGS.items():

@@ -15,7 +15,6 @@ from wm_rllib import placement
 from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.dreamer import Dreamer, DreamerSpec
 from wm_rllib.dreamer_pool import DreamerPool
-from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.environment_check import check_environment
 from wm_rllib.evaluated_ppo import EvaluatedPPO
 from wm_rllib.gauges import Gauges
@@ -80,6 +79,7 @@ class WorldModelPPO(EvaluatedPPO):
         parts = Parts(
             self.env_runner_group,
             self.learner_group,
+            self._server,
             self._replay,
             self._publisher,
             self._pool,
@@ -88,7 +88,6 @@ class WorldModelPPO(EvaluatedPPO):
         )
         self._stages = Stages(self.config, parts, lambda: self.iteration)
         self._overlap = OverlappingTraining(self._stages) if self.config.overlap else None
-        self._connect(self.env_runner_group)
         self._publisher.publish(0, policy=True, world_model=True)
 
     def _make_pool(self, request: PlacementGroupFactory) -> DreamerPool | None:
@@ -121,20 +120,6 @@ class WorldModelPPO(EvaluatedPPO):
             num_threads=max(1, int(self.config.num_cpus_per_dreamer)) if remote else 0,
             device="cuda" if remote and self.config.num_gpus_per_dreamer else "cpu",
         )
-
-    def _connect(self, group: Any, ids: list[int] | None = None) -> None:
-        """Tells env runners where the parameter server is."""
-        group.foreach_env_runner(
-            functools.partial(_connect_runner, server=self._server), remote_worker_ids=ids, local_env_runner=ids is None
-        )
-
-    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """RLlib's restoration; a restarted env runner also has to learn where the parameter server is."""
-        restored = super().restore_env_runners(env_runner_group)
-        if restored:
-            logger.warning("env runners %s are back", restored)
-            self._connect(env_runner_group, restored)
-        return restored
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
@@ -190,7 +175,7 @@ class WorldModelPPO(EvaluatedPPO):
 
     def _restarts(self) -> dict[str, int]:
         return {
-            "env_runners": int(self.env_runner_group.num_remote_worker_restarts()),
+            "env_runners": self._stages.sampling.num_restarts,
             "dreamers": self._pool.num_restarts if self._pool else 0,
             "parameter_server": self._state.server_restarts,
         }
@@ -250,7 +235,3 @@ class WorldModelPPO(EvaluatedPPO):
             self._replay.stop()
         if getattr(self, "_server", None) is not None and not self.config.is_single_process:
             ray.kill(self._server)
-
-
-def _connect_runner(runner: WorldModelEnvRunner, server: Any) -> None:
-    runner.connect(server)

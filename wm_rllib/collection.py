@@ -13,6 +13,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from wm_rllib.env_runner import Collected, CollectRequest, WorldModelEnvRunner
 from wm_rllib.failures import Failure, FailureCounter, death_of_all
+from wm_rllib.restarts import PROCESS, RestartCounter
 from wm_rllib.seeding import stage_seed
 
 logger = logging.getLogger(__name__)
@@ -41,15 +42,18 @@ class RealExperience:
     metrics: list[Any]
 
 
-def _collect(runner: WorldModelEnvRunner, request: CollectRequest, share: int) -> Collected | Failure:
+def _collect(
+    runner: WorldModelEnvRunner, request: CollectRequest, share: int, server: Any
+) -> tuple[str, Collected | Failure]:
+    runner.connect(server)  # one that was restarted knows nothing
     seed = None if request.seed is None else stage_seed(request.seed, 0, "env_runner", runner.worker_index)
     own = CollectRequest(share, request.num_shards, request.random_actions, request.fresh_envs, seed)
     try:
-        return runner.collect(own)
+        return PROCESS, runner.collect(own)
     except Exception as error:
         logger.exception("an env runner failed")
         runner.make_env()  # whatever state the environments were left in; all are reset in the next call
-        return Failure.of(error)
+        return PROCESS, Failure.of(error)
 
 
 def combine(parts: list[Collected], num_learners: int, staleness: list[int], max_staleness: int) -> RealExperience:
@@ -81,6 +85,7 @@ class Sampling:
     Args:
         group: RLlib's env runners.
         num_envs: Environments in each.
+        server: The parameter server that they pull from.
 
     Attributes:
         in_flight: Whether `finish` has something to wait for.
@@ -89,9 +94,10 @@ class Sampling:
         num_late: Requests that were not answered in time so far.
     """
 
-    def __init__(self, group: EnvRunnerGroup, num_envs: int):
-        self._group, self._num_envs = group, num_envs
+    def __init__(self, group: EnvRunnerGroup, num_envs: int, server: Any):
+        self._group, self._num_envs, self._server = group, num_envs, server
         self._failures = FailureCounter("env runner", EnvRunnerError)
+        self._restarts = RestartCounter("env runner")
         self._numbers = itertools.count()
         self._tag = ""
         self._asked: set[int] = set()
@@ -101,6 +107,11 @@ class Sampling:
         self.in_flight = False
         self.most_rows = 0
         self.num_late = 0
+
+    @property
+    def num_restarts(self) -> int:
+        """How often a lost env runner has delivered again."""
+        return self._restarts.total
 
     @property
     def num_failures(self) -> int:
@@ -114,6 +125,7 @@ class Sampling:
             EnvRunnerError: See `finish`.
         """
         if self._group.num_remote_env_runners() == 0:
+            self._group.local_env_runner.connect(self._server)
             return [self._group.local_env_runner.collect(request)]
         self.start(request)
         return self.finish(timeout_s)
@@ -130,7 +142,7 @@ class Sampling:
         self.most_rows = len(self._asked) * (share + self._num_envs - 1)
         if self._asked:
             self._group.foreach_env_runner_async(
-                functools.partial(_collect, request=request, share=share),
+                functools.partial(_collect, request=request, share=share, server=self._server),
                 tag=self._tag,
                 remote_worker_ids=sorted(self._asked),
             )
@@ -149,7 +161,8 @@ class Sampling:
         self._late -= {worker for worker, _ in answers}
         self._late_tags = self._in_flight(self._late_tags)
         parts = []
-        for worker, answer in answers:
+        for worker, (process, answer) in answers:
+            self._restarts.answered(worker, process)
             if isinstance(answer, Failure):
                 self._failures.failed(worker, answer)
             else:
@@ -167,7 +180,7 @@ class Sampling:
         self._given_up += self._late_tags
         self._late_tags = []
 
-    def _fetch(self, tags: list[str], timeout_s: float) -> list[tuple[int, Collected | Failure]]:
+    def _fetch(self, tags: list[str], timeout_s: float) -> list[tuple[int, tuple[str, Collected | Failure]]]:
         tags = self._in_flight(tags)  # to RLlib no tags mean all
         return self._group.fetch_ready_async_reqs(tags=tags, timeout_seconds=timeout_s) if tags else []
 

@@ -17,6 +17,7 @@ from wm_rllib.dream_orders import DreamHarvest, DreamOrder, DreamTicket
 from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest, NoWeights, num_lanes
 from wm_rllib.failures import Failure, FailureCounter, death_of_all
 from wm_rllib.mixing import split_evenly
+from wm_rllib.restarts import PROCESS, RestartCounter
 from wm_rllib.seeding import stage_seed
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class DreamerPool:
         self._push_again = push_again
         self._timeout_s = timeout_s
         self._failures = FailureCounter("dreamer", DreamerError)
+        self._restarts = RestartCounter("dreamer")
         self._numbers = itertools.count()
         self._abandoned: set[str] = set()
         self._overdue: set[int] = set()
@@ -74,8 +76,8 @@ class DreamerPool:
 
     @property
     def num_restarts(self) -> int:
-        """How often a lost dreamer came back."""
-        return int(self._manager.total_num_restarts())
+        """How often a lost dreamer has delivered again."""
+        return self._restarts.total
 
     @property
     def num_failures(self) -> int:
@@ -219,7 +221,12 @@ class DreamerPool:
             self.num_late += len(late)
             self._overdue |= late
         self.drop(ticket)
-        return [(result.actor_id, result.get()) for result in results.ignore_errors()]
+        answers = []
+        for result in results.ignore_errors():
+            process, answer = result.get()
+            self._restarts.answered(result.actor_id, process)
+            answers.append((result.actor_id, answer))
+        return answers
 
     def _take(
         self, dreamer_id: int, answer: Answer, harvest: DreamHarvest, is_stale: Callable[[Dreamed], bool]
@@ -287,5 +294,5 @@ class DreamerPool:
         self._manager.clear()
 
 
-def _dream(dreamer: Dreamer, request: DreamRequest) -> Answer:
-    return dreamer.dream(request)
+def _dream(dreamer: Dreamer, request: DreamRequest) -> tuple[str, Answer]:
+    return PROCESS, dreamer.dream(request)

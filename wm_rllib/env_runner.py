@@ -99,7 +99,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
 
     def connect(self, server: Any) -> None:
         """Sets the parameter server (an actor handle or object) to pull from before each piece of work."""
-        self._client = ParameterClient(server)
+        self._client.connect(server)
 
     def pull(self) -> None:
         """Takes newer weights, if there are any, and encodes the observations still held anew."""

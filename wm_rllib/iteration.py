@@ -54,6 +54,7 @@ class IterationReport:
         self.num_cuts = 0
         self.fit_updates = 0
         self.dropped_rows = 0
+        self.lost_rows = 0
         self.updates_skipped = 0
         self.staleness = 0
         self.configured_ratio: float | None = None
@@ -110,6 +111,7 @@ class IterationReport:
                 "return_gap": self.return_gap,
                 "staleness": self.staleness,
                 "dropped_rows": self.dropped_rows,
+                "lost_rows": self.lost_rows,
                 "surplus_rows": self.surplus_rows,
                 "updates_skipped": self.updates_skipped,
                 **self.gate,

@@ -61,6 +61,10 @@ METRICS: dict[str, Metric] = {
         "Largest age of a fragment, real or dreamed; what this iteration made is 0.", "iterations"
     ),
     "imagination/dropped_rows": Metric("Rows, real or imagined, dropped because they were too old.", "rows"),
+    "imagination/lost_rows": Metric(
+        "Rows missing from updates: lost with the process that had them, or left out with those to keep the ratio.",
+        "rows",
+    ),
     "imagination/surplus_rows": Metric(
         "Imagined rows left over, since with `overlap` they are ordered before the real rows are counted.", "rows"
     ),

@@ -75,6 +75,11 @@ class ParameterClient:
         self.policy_version = -1
         self._refs: tuple[Any, Any] = (None, None)
 
+    def connect(self, server: Any) -> None:
+        """Sets the server of a client that was made without one."""
+        if self._server is None:
+            self._server = server
+
     def pull(self) -> WeightUpdate | None:
         """Fetches what is newer than the last pull; None when nothing is, or when the server cannot be reached.
 

@@ -41,6 +41,7 @@ class Parts:
     Attributes:
         env_runners: RLlib's group.
         learners: RLlib's group.
+        server: The parameter server.
         replay: Where raw experience goes.
         publisher: What others pull from.
         pool: The dreamers; None where no dream is ever asked for.
@@ -50,6 +51,7 @@ class Parts:
 
     env_runners: EnvRunnerGroup
     learners: LearnerGroup
+    server: Any
     replay: ReplayClient
     publisher: Publisher
     pool: DreamerPool | None
@@ -73,7 +75,7 @@ class Stages:
 
     def __init__(self, config: Any, parts: Parts, iteration: Callable[[], int]):
         self.config, self.parts = config, parts
-        self.sampling = Sampling(parts.env_runners, config.num_envs_per_env_runner)
+        self.sampling = Sampling(parts.env_runners, config.num_envs_per_env_runner, parts.server)
         self.report = IterationReport()
         self._iteration = iteration
         self.is_cut_short = False
@@ -245,6 +247,10 @@ class Stages:
         if not self.report.add_update(self.parts.metrics, self.num_shards, harvest):
             logger.warning("update skipped: all rows of a learner were lost with their processes")
             return
+        lost = sum(real_rows) + sum(imagined) - sum(self.report.rounds[-1])
+        if lost:
+            self.report.lost_rows += lost
+            logger.warning("an update lost %d rows with the process that had them; its ratio is kept", lost)
         self.report.take_update_losses(self.parts.metrics)
         self.parts.state.policy_version += 1
         self._publish(policy=True, world_model=False)

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         "report": _report,
         "list": _list,
         "speed": _speed,
+        "soak": _soak,
         "worker": _worker,
     }
     return commands[args.benchmark_command](args)
@@ -117,6 +118,14 @@ def _speed(args: argparse.Namespace) -> int:
 
     speed_env.main(["--turns", turns, *to_file])
     return 0
+
+
+def _soak(args: argparse.Namespace) -> int:
+    from wm_rllib.benchmark import soak
+
+    minutes = str(_whole(args.minutes, "--minutes", 1))
+    overlap = ["--overlap"] if args.overlap else []
+    return soak.main(["--minutes", minutes, *overlap, *(["--json", args.json] if args.json else [])])
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -16,12 +16,13 @@ def add_benchmark(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `benchmark` to the commands; `worker`, which `run` starts, is not listed."""
     parser = commands.add_parser("benchmark", help="measure contenders and ablations, and report", allow_abbrev=False)
     own = parser.add_subparsers(
-        dest="benchmark_command", required=True, metavar="run|report|list|speed", parser_class=type(parser)
+        dest="benchmark_command", required=True, metavar="run|report|list|speed|soak", parser_class=type(parser)
     )
     _add_run(own.add_parser("run", help="measure; complete results are kept", allow_abbrev=False))
     _add_report(own.add_parser("report", help="write table and plot from the results", allow_abbrev=False))
     _add_common(own.add_parser("list", help="list the contenders", allow_abbrev=False))
     _add_speed(own.add_parser("speed", help="steps per second against peers in the same run", allow_abbrev=False))
+    _add_soak(own.add_parser("soak", help="memory of every process over a long run", allow_abbrev=False))
     worker = own.add_parser("worker", allow_abbrev=False)
     worker.add_argument("request", metavar="JSON")
     _add_common(worker)
@@ -59,6 +60,14 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--turns", metavar="N", default="7", help="turns to measure (7)")
     parser.add_argument("--json", metavar="FILE", help="file for every raw number")
+    parser.add_argument("--verbose", action="store_true", help="show what Ray and RLlib print")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
+
+
+def _add_soak(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", metavar="N", default="30", help="how long (30); two thirds of it count")
+    parser.add_argument("--overlap", action="store_true", help="with stages that overlap")
+    parser.add_argument("--json", metavar="FILE", help="file for every sample")
     parser.add_argument("--verbose", action="store_true", help="show what Ray and RLlib print")
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
 
