@@ -4,6 +4,12 @@ Public names: `WorldModelPPO`, `WorldModelPPOConfig`, and `load_policy` for infe
 this package registers "WorldModelPPO" with Ray Tune.
 """
 
+import os
+
+# oneDNN keeps the code that it generates for each shape of an LSTM's input, 1,024 of them. An env runner whose weights
+# change recomputes h over histories of every length: 0.3 MB each, and half a gigabyte in the end.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 from ray.tune.registry import register_trainable
 
 from wm_rllib.algorithm import WorldModelPPO

@@ -37,7 +37,7 @@ def soak_config(overlap: bool) -> WorldModelPPOConfig:
     config = (
         WorldModelPPOConfig()
         .environment("CartPole-v1")
-        .world_model(updates_per_step=0.1, pretrain_epochs=5, replay_capacity=CAPACITY, overlap=overlap)
+        .world_model(updates_per_step=0.1, pretrain_epochs=5, replay_capacity=CAPACITY)
         .env_runners(num_env_runners=2, num_envs_per_env_runner=2, num_cpus_per_env_runner=0.2)
         .dreamers(
             num_dreamers=2, num_cpus_per_dreamer=0.2, num_cpus_for_replay=0.1, imagination_ratio=0.9, num_dream_rounds=2
@@ -46,6 +46,7 @@ def soak_config(overlap: bool) -> WorldModelPPOConfig:
         .evaluation(evaluation_duration=2)
         .debugging(seed=0, log_level="ERROR")
     )
+    config.overlap = overlap
     config.evaluation_interval_steps = 2000
     return config
 
