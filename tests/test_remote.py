@@ -400,6 +400,16 @@ def test_all_env_runners_dead_at_once(mixed):
     assert all(result["rows"]["imagined"] >= 0 for result in results)
 
 
+def test_the_evaluation_env_runner_dies(mixed):
+    """Nobody else could have answered: it is asked again when it is back."""
+    [runner] = mixed.eval_env_runner_group._worker_manager.actors().values()
+    victim = pid_of(runner)
+    os.kill(victim, signal.SIGSTOP)
+    threading.Timer(1.0, end, [victim]).start()  # while it evaluates
+    assert len(mixed.evaluate_return(3).returns) == 3
+    assert pid_of(runner) != victim
+
+
 def test_a_learner_that_raised_ends_training(mixed):
     """RLlib takes it out of service and goes on with no learner at all; and `stop` still ends every actor.
 
