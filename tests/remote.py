@@ -31,6 +31,11 @@ def learners(algorithm: WorldModelPPO) -> dict[int, Any]:
     return dict(algorithm.learner_group._worker_manager.actors())
 
 
+def everyone_is_there(algorithm: WorldModelPPO) -> bool:
+    """Whether both env runners and both dreamers can be asked."""
+    return algorithm._pool.num_healthy == algorithm.env_runner_group.num_healthy_remote_workers() == 2
+
+
 def end(pid: int) -> None:
     """What the kernel does to a process that takes too much memory: it cannot clean up."""
     os.kill(pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import ray
-from remote import dreamers, end, env_runners, pid_of
+from remote import dreamers, end, env_runners, everyone_is_there, pid_of
 
 from wm_rllib import WorldModelPPOConfig
 
@@ -55,15 +55,11 @@ def victims(algorithm) -> dict[str, list]:
     }
 
 
-def all_are_healthy(algorithm) -> bool:
-    return algorithm._pool.num_healthy == algorithm.env_runner_group.num_healthy_remote_workers() == 2
-
-
 def test_twenty_kills(algorithm):
     """One at a time, at a random moment of an iteration; the next one when all are there and the last is counted."""
     rng = random.Random(SEED)
     result = algorithm.train()
-    while result["phase"] != "mixed" or not all_are_healthy(algorithm):
+    while result["phase"] != "mixed" or not everyone_is_there(algorithm):
         result = algorithm.train()
     kills = dict.fromkeys(victims(algorithm), 0)
     log = []
@@ -74,7 +70,7 @@ def test_twenty_kills(algorithm):
         delay = rng.uniform(0.0, MOST_DELAY_S)
         threading.Timer(delay, end, [pid]).start()
         start, iterations = time.monotonic(), 0
-        while restarts(result) != kills or not all_are_healthy(algorithm):
+        while restarts(result) != kills or not everyone_is_there(algorithm):
             result = algorithm.train()
             iterations += 1
             for real, imagined in result["imagination"]["rows_by_round"]:

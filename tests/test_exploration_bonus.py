@@ -10,7 +10,6 @@ import torch
 from test_cutting import Unsure
 from test_dreaming import FIRST_BIRTH, counting_policy
 from test_fused_dream import SPACES, controller_for, starts
-from tiny import tiny_config
 from tiny_models import HIDDEN_DIM, LATENT_DIM, world_model
 
 from wm_rllib.models.dreaming import MAX_BONUS, Dream, draw_dream_noise, dream
@@ -61,22 +60,3 @@ def test_without_an_ensemble_there_is_none():
         dream(model, controller, start_z, state, 5, 1.0, noise=noise, exploration_bonus=c) for c in (0.0, 3.0)
     )
     assert torch.equal(one.rewards, other.rewards)
-
-
-@pytest.mark.integration
-@pytest.mark.usefixtures("local_ray")
-def test_dreamers_are_told(monkeypatch: pytest.MonkeyPatch):
-    algorithm, told = tiny_config(exploration_bonus=0.7).build_algo(), []
-    original = algorithm._pool.dream
-
-    def listen(order: Any, *args: Any) -> Any:
-        told.append(order.exploration_bonus)
-        return original(order, *args)
-
-    monkeypatch.setattr(algorithm._pool, "dream", listen)
-    try:
-        for _ in range(3):
-            algorithm.train()
-    finally:
-        algorithm.stop()
-    assert told and set(told) == {0.7}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from test_fused_dream import SPACES, controller_for, starts
-from tiny import tiny_config
 from tiny_models import HIDDEN_DIM, LATENT_DIM, mdn_config, world_model
 from torch import Tensor
 
@@ -136,22 +135,3 @@ def test_dreams_without_an_ensemble_are_as_they_were():
     noise = draw_dream_noise(model, controller, 5, 4)
     one, other = (dream(model, controller, start_z, state, 5, 1.0, noise=noise, optimism=c) for c in (0.0, 3.0))
     assert torch.equal(one.rewards, other.rewards)
-
-
-@pytest.mark.integration
-@pytest.mark.usefixtures("local_ray")
-def test_dreamers_are_told(monkeypatch: pytest.MonkeyPatch):
-    algorithm, told = tiny_config(optimism=0.7).build_algo(), []
-    original = algorithm._pool.dream
-
-    def listen(order: Any, *args: Any) -> Any:
-        told.append(order.optimism)
-        return original(order, *args)
-
-    monkeypatch.setattr(algorithm._pool, "dream", listen)
-    try:
-        for _ in range(3):
-            algorithm.train()
-    finally:
-        algorithm.stop()
-    assert told and set(told) == {0.7}

@@ -9,7 +9,7 @@ import time
 import pytest
 import ray
 from ray._private.internal_api import node_stats
-from remote import assert_exact, dreamers, end, env_runners, pid_of, train_until
+from remote import assert_exact, dreamers, end, env_runners, everyone_is_there, pid_of, train_until
 from tiny import ROUNDS, TRAIN_BATCH, tiny_config
 
 from wm_rllib import WorldModelPPO
@@ -72,10 +72,6 @@ def mixed(algorithm):
     """The shared algorithm, in the mixed phase, with all its actors and something in flight."""
     train_until(algorithm, lambda result: result["phase"] == "mixed" and everyone_is_there(algorithm))
     return algorithm
-
-
-def everyone_is_there(algorithm) -> bool:
-    return algorithm._pool.num_healthy == algorithm.env_runner_group.num_healthy_remote_workers() == 2
 
 
 def steps_of(algorithm) -> int:

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from remote import assert_exact, dreamers, end, env_runners, learners, pid_of, train_until
+from remote import assert_exact, dreamers, end, env_runners, everyone_is_there, learners, pid_of, train_until
 from snapshots import assert_equal, learner_weights, snapshot
 from tiny import RANDOM_STEPS, ROUNDS, tiny_config
 
@@ -60,10 +60,6 @@ def mixed(algorithm):
     """The shared algorithm, in the mixed phase, with all its actors."""
     train_until(algorithm, lambda result: result["phase"] == "mixed" and everyone_is_there(algorithm))
     return algorithm
-
-
-def everyone_is_there(algorithm) -> bool:
-    return algorithm._pool.num_healthy == algorithm.env_runner_group.num_healthy_remote_workers() == 2
 
 
 def steps_of(algorithm) -> int:

@@ -6,8 +6,8 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from wm_rllib.cli.benchmark_flags import add_benchmark
 from wm_rllib.cli.errors import CommandError
@@ -48,8 +48,13 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--resume", metavar="PATH|auto", help="go on from a checkpoint; auto: the newest in --run-dir, if any")
     add("--checkpoint-frequency", metavar="ITERATIONS", help="iterations between checkpoints")
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")
-    add("--address", metavar="RAY", help="address of a Ray cluster; default RAY_ADDRESS, else a local Ray")
     add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting; may be repeated")
+    _add_ray(add)
+
+
+def _add_ray(add: Callable[..., Any]) -> None:
+    """The flags of whatever trains."""
+    add("--address", metavar="RAY", help="address of a Ray cluster; default RAY_ADDRESS, else a local Ray")
     add("--verbose", action="store_true", help="show what Ray and RLlib print")
     add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers, in every actor")
 
@@ -74,10 +79,8 @@ def _add_sweep(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--seed", metavar="S", help="seed of the search and of every trial")
     add("--run-dir", metavar="DIR", help="sweep folder; default runs/sweep-<env>-<date>-<time>")
     add("--resume", metavar="auto", choices=["auto"], help="auto: go on with the sweep in --run-dir, if there is one")
-    add("--address", metavar="RAY", help="address of a Ray cluster; default RAY_ADDRESS, else a local Ray")
     add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting, space or search.KEY")
-    add("--verbose", action="store_true", help="show what Ray and RLlib print")
-    add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers, in every actor")
+    _add_ray(add)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
