@@ -21,6 +21,7 @@ from wm_rllib.agreement import leave_group
 from wm_rllib.dreamed_rows import RowColumns
 from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
+from wm_rllib.heap import Heap
 from wm_rllib.judge import judge_world_model
 from wm_rllib.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER, log_learning_rate
 from wm_rllib.logs import set_log_level
@@ -50,6 +51,7 @@ class WorldModelPPOLearner(MergingLearner):
         self._steps_done = 0
         self._timestep = 0
         self._vae_lr_scale = self._policy_lr_scale = 1.0
+        self._heap = Heap()
         super().build()
 
     # --- updates -----------------------------------------------------------------------------------------------------
@@ -98,6 +100,7 @@ class WorldModelPPOLearner(MergingLearner):
             raise
         finally:
             self._imagined = None
+            self._heap.trim()
 
     def _create_iterator_if_necessary(
         self,
