@@ -1,6 +1,7 @@
 """Mistakes on the command line: one message, exit code 2, no traceback, no Ray, nothing written."""
 
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -217,3 +218,12 @@ def test_custom_resources_are_checked(capsys):
 def test_unknown_filesystem_is_one_message(capsys):
     message = error_of(capsys, "train", "--env", "CartPole-v1", "--run-dir", "nowhere://bucket/run")
     assert "nowhere://bucket/run cannot be used" in message
+
+
+def test_a_reader_that_has_gone_is_no_defect():
+    """As in `... | head`."""
+    command = [sys.executable, "-m", "wm_rllib", "benchmark", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141

@@ -94,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         args.argv = sys.argv[1:] if argv is None else list(argv)
         configure_output(verbose=args.verbose, log_level=args.log_level)
-        return _run(args)
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's last flush would fail, too
+        return 141
     except (CommandError, SettingError) as error:
         print(f"wm_rllib: error: {error}", file=sys.stderr)
         return 2
