@@ -144,6 +144,7 @@ def two_nodes():
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_lacks_the_resource_is_an_error(two_nodes):
     each = {"num_cpus_per_dreamer": 0.0, "custom_resources_per_dreamer": {"dream_node": 0.5}}
     request, config = request_of(num_dreamers=200, **each)
@@ -153,6 +154,7 @@ def test_a_cluster_that_lacks_the_resource_is_an_error(two_nodes):
         check_cluster(request, config, patience_s=0.0)
 
 
+@pytest.mark.slow
 def test_dreamers_run_where_their_resource_is_and_a_publication_is_one_copy_a_node(two_nodes, monkeypatch):
     algorithm = tiny_config(
         num_dreamers=3, num_env_runners=1, custom_resources_per_dreamer={"dream_node": 0.5}, **FRACTIONS
