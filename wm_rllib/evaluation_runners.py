@@ -54,7 +54,10 @@ def evaluate_on(
     deadline = time.monotonic() + timeout_s
     while not (parts := _ask(group, record, num_episodes, seed, timeout_s, failures)):
         if time.monotonic() > deadline:
-            raise EnvRunnerError(f"no evaluation env runner answered within {timeout_s:.0f} s")
+            raise EnvRunnerError(
+                f"no evaluation env runner answered within {timeout_s:.0f} s. If they were at work all the time: raise "
+                "evaluation.timeout_s, or give the environment a time limit, for a greedy agent may go on for ever."
+            )
         logger.warning("no evaluation env runner answered; they are asked again")
         time.sleep(RETRY_PAUSE_S)
         restore()
