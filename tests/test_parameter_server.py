@@ -19,6 +19,7 @@ from wm_rllib.parameter_server import (
     ParameterServer,
     make_record,
 )
+from wm_rllib.restarts import PROCESS
 from wm_rllib.training_state import MAX_REMEMBERED_PUBLICATIONS, Phase, TrainingState
 
 
@@ -53,10 +54,9 @@ def test_an_empty_server_has_nothing():
     assert server.pull_if_newer(-1) is None
 
 
-def test_push_says_what_it_replaced():
+def test_push_says_in_which_process():
     server = ParameterServer()
-    assert server.push(record(4, 1, 1)) == -1
-    assert server.push(record(5, 1, 2)) == 4
+    assert server.push(record(4, 1, 1)) == server.push(record(5, 1, 2)) == PROCESS
     assert server.get_version() == 5
 
 
@@ -64,7 +64,8 @@ def test_push_says_what_it_replaced():
 def test_a_push_never_goes_back(sequence: int):
     server = ParameterServer()
     server.push(record(4, 7, 7))
-    assert server.push(record(sequence, 1, 1)) == 4
+    server.push(record(sequence, 1, 1))
+    assert server.get_version() == 4
     assert server.pull_if_newer(-1) == record(4, 7, 7)
 
 

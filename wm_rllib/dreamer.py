@@ -16,6 +16,7 @@ from ray.rllib.utils.actor_manager import FaultAwareApply
 from torch import Tensor
 
 from wm_rllib.failures import Failure
+from wm_rllib.heap import Heap
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.controller import Controller
@@ -125,6 +126,7 @@ class Dreamer(FaultAwareApply):
         self._world_model = WorldModel(spec.world_model).eval().to(self._device)
         self._module = spec.policy.build().to(self._device)
         self._client = ParameterClient(server)
+        self._heap = Heap()
 
     def dream(self, request: DreamRequest) -> Dreamed | Failure | NoWeights:
         """Pulls the newest weights and imagines exactly the rows asked for."""
@@ -137,6 +139,7 @@ class Dreamer(FaultAwareApply):
             lanes = self._dream_lanes(request)
             shards = shard_lanes(lanes, request.rows, request.horizon)
             refs = [ray.put([to_arrays(block) for block in shard]) for shard in shards]
+            self._heap.trim()
         except Exception as error:
             logger.exception("a dream failed")
             return Failure.of(error)

@@ -11,6 +11,7 @@ from ray.rllib.env.env_runner_state_server import EnvRunnerStateServer
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from wm_rllib.calling import call
+from wm_rllib.restarts import PROCESS
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +25,19 @@ class ParameterServer(EnvRunnerStateServer):
     """Holds the newest record: {sequence number, world-model reference and version, policy reference and version}.
 
     RLlib's `EnvRunnerStateServer` with two changes: a push never takes the sequence number back (contract 5), and it
-    says what it replaced, so that the driver learns of a restart, which leaves the server empty, from its next push.
+    says in which process it was made, so that the driver learns of a restart, which leaves the server empty.
     References only: the weights themselves stay in the object store, one copy a node.
     """
 
-    def push(self, state: dict[str, Any]) -> int:
-        """Stores a record and returns the sequence number of the one it found, -1 for none.
+    def push(self, state: dict[str, Any]) -> str:
+        """Stores a record and returns the name of this process.
 
         Raises:
             ValueError: The record carries no sequence number.
         """
-        previous = self.get_version()
-        if state.get(WEIGHTS_SEQ_NO, 0) > previous:
+        if state.get(WEIGHTS_SEQ_NO, 0) > self.get_version():
             super().push(state)
-        return previous
+        return PROCESS
 
 
 def make_record(sequence: int, world_model: tuple[Any, int], policy: tuple[Any, int]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from wm_rllib.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-PUSH_TIMEOUT_S = 60.0
+PUSH_TIMEOUT_S = 20.0
 
 
 class Publisher:
@@ -31,7 +31,7 @@ class Publisher:
         self._server, self._learners, self._state = server, learners, state
         self._policy_ref: ray.ObjectRef | None = None
         self._world_model_ref: ray.ObjectRef | None = None
-        self._has_pushed = False
+        self._server_process: str | None = None
         self.record: dict[str, Any] = {}
         """The newest record, as pushed."""
 
@@ -56,12 +56,13 @@ class Publisher:
     def push(self) -> None:
         """Pushes the newest record, whether or not the server has it already."""
         try:
-            found = call(self._server, "push", self.record, timeout_s=PUSH_TIMEOUT_S)
+            process = call(self._server, "push", self.record, timeout_s=PUSH_TIMEOUT_S)
         except ray.exceptions.RayError as error:
             logger.warning("the parameter server did not take record %d: %s", self._state.sequence, error)
             return
-        if self._has_pushed and found < 0:
+        # Ray repeats a push that was lost with the server: what the new one holds does not tell that it is new.
+        if self._server_process not in (None, process):
             self._state.server_restarts += 1
-            logger.warning("the parameter server had restarted empty; record %d was pushed to it", self._state.sequence)
-        self._has_pushed = True
+            logger.warning("the parameter server was restarted; record %d was pushed to it", self._state.sequence)
+        self._server_process = process
         logger.debug("pushed record %d", self._state.sequence)

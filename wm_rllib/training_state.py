@@ -35,7 +35,7 @@ class TrainingState:
         num_evaluations: Evaluations so far; each plays episodes of its own.
         evaluated_at: Real env steps at the last periodic evaluation.
         banked_rows: Real rows that are counted and in the replay, and whose PPO update is still to come.
-        server_restarts: How often the parameter server was found empty.
+        server_restarts: How often the parameter server was found in another process.
         resumes: How often training went on from a checkpoint.
         gate: What the gate knows of M.
     """
