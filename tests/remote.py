@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -39,6 +40,16 @@ def everyone_is_there(algorithm: WorldModelPPO) -> bool:
 def end(pid: int) -> None:
     """What the kernel does to a process that takes too much memory: it cannot clean up."""
     os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def hanging(pid: int) -> Iterator[None]:
+    """A process that does not answer, and does not die either."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def train_until(algorithm: WorldModelPPO, done: Callable[[dict], bool], timeout_s: float = 60.0) -> list[dict]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 import pytest
 import ray
 from ray._private.internal_api import node_stats
-from remote import assert_exact, dreamers, end, env_runners, everyone_is_there, pid_of, train_until
+from remote import assert_exact, dreamers, end, env_runners, everyone_is_there, hanging, pid_of, train_until
 from tiny import ROUNDS, TRAIN_BATCH, tiny_config
 
 from wm_rllib import WorldModelPPO
@@ -236,17 +234,13 @@ def assert_ratio_holds(result: dict) -> None:
 def test_a_dreamer_that_hangs_is_not_asked_again_until_it_answers(mixed, monkeypatch):
     monkeypatch.setattr(mixed._pool, "_timeout_s", 1.0)
     stuck = dreamers(mixed)[1]
-    pid = pid_of(stuck)
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with hanging(pid_of(stuck)):
         for _ in range(3):
             assert_ratio_holds(mixed.train())
         assert mixed._pool._overdue == {1}
         assert mixed._pool._manager.num_outstanding_async_reqs() <= 2 + 2
         steps = steps_of(mixed)
         assert_exact(mixed.train(), RATIO, ROUNDS, steps)  # the other one dreams all of it
-    finally:
-        os.kill(pid, signal.SIGCONT)
     monkeypatch.undo()
     train_until(mixed, lambda result: not mixed._pool._overdue)
     assert mixed._pool._abandoned == set()

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from remote import assert_exact, dreamers, end, env_runners, everyone_is_there, learners, pid_of, train_until
+from remote import assert_exact, dreamers, end, env_runners, everyone_is_there, hanging, learners, pid_of, train_until
 from snapshots import assert_equal, learner_weights, snapshot
 from tiny import RANDOM_STEPS, ROUNDS, tiny_config
 
@@ -302,13 +302,10 @@ def test_a_dreamer_that_hangs_is_waited_for_once(mixed, monkeypatch):
     monkeypatch.setattr(mixed._pool, "_timeout_s", 2.0)
     stuck = pid_of(dreamers(mixed)[1])
     before, steps = mixed.train()["faults"]["dreamers_late"], steps_of(mixed)
-    os.kill(stuck, signal.SIGSTOP)
-    try:
+    with hanging(stuck):
         start = time.monotonic()
         results = [mixed.train() for _ in range(3)]
         assert time.monotonic() - start < 2.0 + 10.0, "it was waited for in every round"
-    finally:
-        os.kill(stuck, signal.SIGCONT)
     for result in results:
         steps = assert_exact(result, RATIO, ROUNDS, steps)
         assert result["faults"]["dreamers_late"] == before + 1
@@ -324,13 +321,10 @@ def test_an_env_runner_that_hangs_is_waited_for_once(mixed, monkeypatch):
     monkeypatch.setattr(sampling, "sample", lambda request, timeout_s: sample(request, 2.0))
     stuck = pid_of(env_runners(mixed)[1])
     before, steps = mixed.train()["faults"]["env_runners_late"], steps_of(mixed)
-    os.kill(stuck, signal.SIGSTOP)
-    try:
+    with hanging(stuck):
         start = time.monotonic()
         results = [mixed.train() for _ in range(3)]
         assert time.monotonic() - start < 2.0 + 10.0, "it was waited for in every iteration"
-    finally:
-        os.kill(stuck, signal.SIGCONT)
     for result in results:
         steps = assert_exact(result, RATIO, ROUNDS, steps)
         assert result["faults"]["env_runners_late"] == before + 1

@@ -7,7 +7,7 @@ this package registers "WorldModelPPO" with Ray Tune.
 import os
 
 # oneDNN keeps the code that it generates for each shape of an LSTM's input, 1,024 of them. An env runner whose weights
-# change recomputes h over histories of every length: 0.3 MB each, and half a gigabyte in the end.
+# change recomputes h over histories of every length, and grew by 25 to 60 MB a minute (docs/performance.md).
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 from ray.tune.registry import register_trainable
