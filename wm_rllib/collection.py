@@ -80,7 +80,7 @@ class Sampling:
 
     An env runner has at most one request. Of one that does not answer in time nothing more is asked until it does: it
     hangs, or is cut off from the driver, and would hold up every iteration. Its fragment is delivered when it comes,
-    like any other: what is too old for PPO goes to the replay alone. The part of an env runner that was lost is missing.
+    like any other: what is too old for PPO goes to the replay alone. The part of a lost env runner is missing.
 
     Args:
         group: RLlib's env runners.
