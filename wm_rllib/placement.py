@@ -130,8 +130,11 @@ def make_dreamer(
     server: Any,
     request: PlacementGroupFactory,
 ) -> Any:
-    """Dreamer number `index`, in the bundle reserved for it."""
-    options = _in_bundle(len(request.bundles) - config.num_dreamers_to_place + index) if _dreamer_bundle(config) else {}
+    """Dreamer number `index`, in the bundle reserved for it where learners cannot have taken that."""
+    # RLlib binds remote learners to no bundle of their own, and they may have taken a dreamer's. Dreamers come last:
+    # theirs is what is left, wherever that is, and one that insisted on its own bundle would wait for ever.
+    own_bundle = bool(_dreamer_bundle(config)) and not config.num_learners
+    options = _in_bundle(len(request.bundles) - config.num_dreamers_to_place + index) if own_bundle else {}
     actor = ray.remote(
         num_cpus=config.num_cpus_per_dreamer,
         num_gpus=config.num_gpus_per_dreamer,
