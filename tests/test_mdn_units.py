@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_dreaming import counting_policy
 from tiny_models import HIDDEN_DIM, LATENT_DIM, mdn_config, sequences, world_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from wm_rllib.models import MDNRNN
 from wm_rllib.models.dreaming import dream
@@ -30,40 +30,99 @@ def batch(seed: int = 0, *, scale: float = 1.0) -> Batch:
     return z, action, reward, terminated & torch.tensor([1, 1, 0, 0, 1, 0]).bool()[:, None], mask
 
 
-def test_change_scale_is_the_spread_of_one_step_on_the_first_batch_alone():
-    mdn = MDNRNN(mdn_config()).train()
-    z, *rest = batch()
-    mask = rest[-1]
+def test_units_of_change_are_taken_from_the_first_measurement():
+    mdn = MDNRNN(mdn_config())
     assert not mdn.has_change_scale
-    mdn.losses(z, *rest)
-    change = (z[:, 1:] - z[:, :-1])[mask]
-    assert len(change) == 18
-    torch.testing.assert_close(mdn.change_scale, change.std(0).clamp(min=SMALLEST_CHANGE))
-    assert mdn.change_scale[2] == SMALLEST_CHANGE  # that latent never changes
-    first = mdn.change_scale.clone()
-    mdn.losses(*batch(seed=1, scale=10.0))
-    assert torch.equal(mdn.change_scale, first)
+    mdn.grow_change_scale(torch.tensor([0.5, 2.0, 0.0]))
+    assert mdn.has_change_scale
+    assert mdn.change_scale.tolist() == pytest.approx([0.5, 2.0, SMALLEST_CHANGE])  # the last latent never changed
 
 
-@pytest.mark.parametrize("case", ["evaluating", "direct", "one transition", "none"])
-def test_change_scale_is_measured_in_training_on_residuals_only(case: str):
-    mdn = MDNRNN(mdn_config(residual=case != "direct")).train(case != "evaluating")
-    z, action, reward, terminated, mask = batch()
-    if case in ("one transition", "none"):
-        mask = torch.zeros_like(mask)
-        mask[0, 0] = case == "one transition"
-    assert mdn.losses(z, action, reward, terminated, mask).total.isfinite()
+def test_units_of_change_only_grow():
+    mdn = MDNRNN(mdn_config())
+    mdn.grow_change_scale(SCALE)
+    mdn.grow_change_scale(torch.tensor([0.1, 3.0, 0.1]))
+    assert mdn.change_scale.tolist() == pytest.approx([0.5, 3.0, 0.1])
+
+
+def test_direct_predictions_have_no_units_of_change():
+    mdn = MDNRNN(mdn_config(residual=False))
+    mdn.grow_change_scale(SCALE)
     assert torch.equal(mdn.change_scale, torch.ones(LATENT_DIM))
     assert not mdn.has_change_scale
 
 
-def test_change_scale_travels_with_the_weights():
-    mdn, copied = MDNRNN(mdn_config()).train(), MDNRNN(mdn_config()).train()
-    mdn.losses(*batch())
+@pytest.mark.parametrize("mixture", ["joint", "per_dimension"])
+@pytest.mark.parametrize("head", [(16,), ()])
+def test_growing_units_leave_every_prediction_as_it_was(mixture: str, head: tuple[int, ...]):
+    mdn = MDNRNN(mdn_config(mixture=mixture, head_hidden_dims=head, log_sigma_range=(-30.0, 30.0)))
+    mdn.grow_change_scale(torch.tensor([0.5, 0.001, 0.1]))
+    inputs = torch.randn(7, HIDDEN_DIM), torch.randn(7, LATENT_DIM), torch.randn(7, 2)
+    z, action, after = torch.randn(7, LATENT_DIM), torch.randn(7, 2), torch.randn(7, LATENT_DIM)
+    mixture_before, outcome_before = mdn.predict(*inputs), mdn.outcome(z, action, after)
+    mdn.grow_change_scale(torch.tensor([0.6, 2.0, 0.0]))
+    assert mdn.change_scale.tolist() == pytest.approx([0.6, 2.0, 0.1])
+    mixture_after, outcome_after = mdn.predict(*inputs), mdn.outcome(z, action, after)
+    for name in ("log_pi", "mean", "log_sigma"):
+        torch.testing.assert_close(getattr(mixture_after, name), getattr(mixture_before, name), rtol=1e-4, atol=1e-5)
+    for name in ("reward", "last_reward", "termination_logit"):
+        torch.testing.assert_close(getattr(outcome_after, name), getattr(outcome_before, name), rtol=1e-4, atol=1e-4)
+
+
+def test_units_of_an_m_with_a_head_of_its_own_stay_as_they_were_first():
+    mdn = MDNRNN(mdn_config())
+    mdn.mixture_head = nn.Sequential(mdn.mixture_head, nn.Identity())
+    mdn.grow_change_scale(SCALE)
+    mdn.grow_change_scale(2.0 * SCALE)
+    assert torch.equal(mdn.change_scale, SCALE)
+
+
+def test_units_of_change_travel_with_the_weights():
+    mdn, copied = MDNRNN(mdn_config()), MDNRNN(mdn_config())
+    mdn.grow_change_scale(SCALE)
     copied.load_state_dict(mdn.state_dict())
     assert torch.equal(copied.change_scale, mdn.change_scale)
-    copied.losses(*batch(seed=1, scale=10.0))
+    copied.grow_change_scale(0.5 * SCALE)
     assert torch.equal(copied.change_scale, mdn.change_scale)
+
+
+def test_changes_are_those_of_real_transitions():
+    model = world_model()
+    rows = sequences([3, 1], 5)
+    z = model.vae.posterior(rows.observations).mean
+    expected = torch.cat([z[0, 1:4] - z[0, :3], z[1, 1:2] - z[1, :1]])
+    torch.testing.assert_close(model.changes(rows.observations, rows.mask), expected)
+
+
+def test_noise_on_the_input_in_training_alone_and_in_units_of_change():
+    mdn = MDNRNN(mdn_config(input_noise=0.5))
+    mdn.grow_change_scale(SCALE)
+    z = torch.zeros(400, 50, LATENT_DIM)
+    for part in mdn.train()._disturbed(z):
+        torch.testing.assert_close(part.flatten(0, 1).std(0), 0.5 * SCALE, rtol=0.03, atol=0.0)
+    noisy, shift = mdn.eval()._disturbed(z)
+    assert torch.equal(noisy, z)
+    assert not shift.any()
+
+
+def test_noise_teaches_m_to_come_back_to_where_latents_are():
+    """A latent that never moves: without noise M has no reason to undo an error, with it the error shrinks."""
+    shrunk = {}
+    for noise in (0.0, 1.0):
+        torch.manual_seed(0)
+        mdn = MDNRNN(mdn_config(input_noise=noise, num_mixtures=1)).train()
+        mdn.grow_change_scale(torch.full((LATENT_DIM,), 0.1))
+        optimizer = torch.optim.Adam(mdn.parameters(), 1e-2)
+        z, zeros = torch.zeros(16, 6, LATENT_DIM), torch.zeros(16, 5)
+        for _ in range(150):
+            optimizer.zero_grad()
+            mdn.losses(z, torch.zeros(16, 5, 2), zeros, zeros.bool(), zeros == 0).total.backward()
+            optimizer.step()
+        off = torch.full((1, LATENT_DIM), 0.1)
+        state = mdn.step(off, torch.zeros(1, 2), mdn.initial_state(1))
+        shrunk[noise] = mdn.predict(state[0], off, torch.zeros(1, 2)).expectation().abs().mean().item() / 0.1
+    assert shrunk[1.0] < 0.5
+    assert shrunk[0.0] > 0.7
 
 
 @pytest.mark.parametrize("mixture", ["joint", "per_dimension"])
@@ -129,17 +188,3 @@ def test_losses_of_no_transition_are_zero():
     z, action, reward, terminated, mask = batch()
     losses = MDNRNN(mdn_config(ensemble_size=3)).losses(z, action, reward, terminated, torch.zeros_like(mask))
     assert losses.total == losses.nll == losses.reward == losses.termination == 0.0
-
-
-def test_padding_is_never_seen_by_the_measurement():
-    model = world_model().train()
-    short, padded = sequences([3, 3], 3), sequences([3, 3], 8)
-    z = torch.randn(2, 9, LATENT_DIM)
-    scales = []
-    for time, rows in ((3, short), (8, padded)):
-        mdn = MDNRNN(mdn_config()).train()
-        action = torch.zeros(2, time, 2)
-        mdn.losses(z[:, : time + 1], action, rows.rewards, rows.terminateds, rows.mask)
-        scales.append(mdn.change_scale)
-    assert torch.equal(*scales)
-    assert not model.mdn_rnn.has_change_scale

@@ -35,6 +35,7 @@ def mdn_config(**changes: Any) -> MDNRNNConfig:
         mixture="joint",
         residual=True,
         log_sigma_range=(-6.0, 1.0),
+        input_noise=0.0,
         nll_coeff=0.1,
         reward_loss_coeff=1.0,
         termination_loss_coeff=5.0,

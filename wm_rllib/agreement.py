@@ -45,6 +45,15 @@ def mean_and_std(total: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (total[2] / total[0] - mean.square()).clamp(min=0.0).sqrt()
 
 
+def spread_over_learners(rows: Tensor) -> Tensor:
+    """Standard deviation [Z] of the rows [N, Z] of all learners, 0 of none; each of them has to call this."""
+    values = rows.double()
+    count = torch.full_like(values.sum(0), len(values))
+    total = sum_over_learners(torch.stack([count, values.sum(0), values.square().sum(0)]))
+    total[0].clamp_(min=1.0)
+    return mean_and_std(total)[1].to(rows.dtype)
+
+
 def leave_group() -> None:
     """Ends this learner's process shortly, so that the others get an error where they would wait for it for ever.
 

@@ -65,6 +65,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.mdn_lr = 2e-3
         self.mdn_frozen = False
         self.log_sigma_range = [-6.0, 1.0]
+        self.input_noise = 0.1
         self.nll_coeff = 0.1
         self.reward_loss_coeff = 1.0
         self.termination_loss_coeff = 5.0
@@ -165,6 +166,7 @@ class WorldModelPPOConfig(PPOConfig):
         mdn_lr: float = NotProvided,
         mdn_frozen: bool = NotProvided,
         log_sigma_range: list[float] = NotProvided,
+        input_noise: float = NotProvided,
         nll_coeff: float = NotProvided,
         reward_loss_coeff: float = NotProvided,
         termination_loss_coeff: float = NotProvided,
@@ -199,6 +201,7 @@ class WorldModelPPOConfig(PPOConfig):
             mdn_frozen: Whether M keeps its initial weights while V trains as ever: the ablation that says what training
                 M is worth.
             log_sigma_range: Clip range of the mixture's log sigma.
+            input_noise: Standard deviation of the noise on M's input in training, in units of a step's change; 0: none.
             nll_coeff: Weight of the latent's likelihood in M's loss.
             reward_loss_coeff: Weight of the reward error.
             termination_loss_coeff: Weight of the termination cross-entropy.
@@ -375,6 +378,7 @@ class WorldModelPPOConfig(PPOConfig):
             mixture=self.mdn_mixture,  # type: ignore[arg-type]  # checked in settings.py
             residual=self.mdn_residual,
             log_sigma_range=(float(self.log_sigma_range[0]), float(self.log_sigma_range[1])),
+            input_noise=float(self.input_noise),
             nll_coeff=self.nll_coeff,
             reward_loss_coeff=self.reward_loss_coeff,
             termination_loss_coeff=self.termination_loss_coeff,

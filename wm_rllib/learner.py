@@ -17,7 +17,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
-from wm_rllib.agreement import leave_group
+from wm_rllib.agreement import leave_group, spread_over_learners
 from wm_rllib.dreamed_rows import RowColumns
 from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
@@ -28,7 +28,7 @@ from wm_rllib.logs import set_log_level
 from wm_rllib.merging_learner import MergingLearner, NothingToLearnError
 from wm_rllib.mixing import may_dream
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 KL_COEFFS = "kl_coeffs"
 CONFIGURED_KL_COEFF = "configured_kl_coeff"
 TIMESTEP = "timestep"
+
+MEASURED_SEQUENCES = 1024
+"""Of a fit, that M's units of change are measured on."""
 
 
 class WorldModelPPOLearner(MergingLearner):
@@ -143,6 +146,9 @@ class WorldModelPPOLearner(MergingLearner):
     def _fit_columns(self, training_data: TrainingData) -> tuple[str, RowColumns]:
         """The stacked sequences of a fit, one row each."""
         batch = super()._make_batch_if_necessary(training_data).policy_batches[WORLD_MODEL_MODULE_ID]
+        sample = slice(MEASURED_SEQUENCES)
+        changes = self.world_model.changes(batch[Columns.OBS][sample], batch[MASK][sample])
+        self.world_model.mdn_rnn.grow_change_scale(spread_over_learners(changes))
         return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
@@ -218,7 +224,7 @@ class WorldModelPPOLearner(MergingLearner):
             super().after_gradient_based_update(timesteps=timesteps)
 
     def _share_buffers(self) -> None:
-        """Gives all learners rank 0's units of M, which each measured on its own batches."""
+        """Gives all learners rank 0's record of what disagreement is usual, which each kept of its own batches."""
         if torch.distributed.is_initialized():
             for buffer in self.world_model.buffers():
                 torch.distributed.broadcast(buffer, 0)

@@ -123,6 +123,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("learning_rate", "mdn_lr", number_or_schedule(above=0), "Learning rate of M."),
         ("frozen", "mdn_frozen", boolean(), "Keep M's initial weights (an ablation); V still trains."),
         ("log_sigma_range", "log_sigma_range", number_range(), "Limits of log sigma."),
+        ("input_noise", "input_noise", number(0), "Noise on M's input in training, of one step's change; 0: none."),
         ("reward_loss_coeff", "reward_loss_coeff", number(0), "Weight of the reward loss."),
         ("termination_loss_coeff", "termination_loss_coeff", number(0), "Weight of the termination loss."),
         ("ensemble_size", "ensemble_size", whole(0), "Networks whose disagreement says where M is unsure; 0: none."),

@@ -34,6 +34,8 @@ class MDNRNNConfig:
     residual: bool
     """Whether means are predicted as offsets from z_t."""
     log_sigma_range: tuple[float, float]
+    input_noise: float
+    """Standard deviation of the noise on M's input in training, in units of one step's change."""
     nll_coeff: float
     reward_loss_coeff: float
     termination_loss_coeff: float

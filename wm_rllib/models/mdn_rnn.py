@@ -29,8 +29,9 @@ class MDNRNNLosses:
 
 SMALLEST_CHANGE = 1e-3
 """Of a latent from one step to the next, that is worth predicting."""
-SMALLEST_SHARE = 0.1
-"""Of the largest unit of change: the smallest that the outcome head's inputs are measured in."""
+SMALLEST_OUTCOME_UNIT = 0.03
+"""Of change, for the outcome head's inputs. Latents have a spread of about 1; those that V does not use change by less
+than this, and in units of their own they would be as loud as the others, and all noise."""
 
 
 class MDNRNN(nn.Module):
@@ -94,6 +95,39 @@ class MDNRNN(nn.Module):
         assert isinstance(last, nn.Linear)
         last.bias[2] = torch.logit(termination_rate.to(last.bias))
 
+    @torch.no_grad()
+    def grow_change_scale(self, spread: Tensor) -> None:
+        """Takes the units of change from how much latents change in a step; later on, units only grow.
+
+        A head whose units are whole latents starts with errors larger than what it has to predict: a step changes a
+        latent by a few hundredths. But a latent that random actions never moved (a leg that has not touched the ground)
+        would be a thousand of its units away when it first moves, and its errors all that M learns from. When units
+        grow, the heads' weights change so that predictions stay what they were (PopArt), but for log sigma's limits. An
+        M with heads of other layers keeps its first units.
+
+        Args:
+            spread: Standard deviations [Z] of z_{t+1} - z_t.
+        """
+        if not self.config.residual:
+            return
+        measured = spread.clamp(min=SMALLEST_CHANGE)
+        last, first = self.mixture_head[-1], self.outcome_head[0]
+        if not self.has_change_scale:
+            self.change_scale.copy_(measured)
+            self.has_change_scale.fill_(True)
+        elif isinstance(last, nn.Linear) and isinstance(first, nn.Linear):
+            change, outcome = self.change_scale.clone(), self.outcome_scale
+            self.change_scale.copy_(torch.maximum(change, measured))
+            self._rescale_mixture(last, (change / self.change_scale).repeat(self.config.num_mixtures))
+            first.weight[:, -len(change) :] *= self.outcome_scale / outcome
+
+    def _rescale_mixture(self, last: nn.Linear, factors: Tensor) -> None:
+        """Multiplies the means and sigmas [K Z] that the mixture head's last layer predicts."""
+        logits, width, _ = self.sizes
+        last.weight[logits : logits + width] *= factors[:, None]
+        last.bias[logits : logits + width] *= factors
+        last.bias[logits + width :] += factors.log()
+
     def initial_state(self, batch_size: int) -> State:
         """The state before anything was seen: zeros, [B, D] each."""
         zeros = torch.zeros(batch_size, self.config.hidden_dim, device=self.reward_mean.device)
@@ -141,12 +175,8 @@ class MDNRNN(nn.Module):
 
     @property
     def outcome_scale(self) -> Tensor:
-        """Units [Z] of the change that the outcome head sees: those of one step, but no latent's is magnified much.
-
-        Latents that V does not use change by a thousandth; in units of their own they would be as loud as the others,
-        and all noise.
-        """
-        return self.change_scale.maximum(SMALLEST_SHARE * self.change_scale.max())
+        """Units [Z] of the change that the outcome head sees: those of one step, but none that are very small."""
+        return self.change_scale.clamp(min=SMALLEST_OUTCOME_UNIT)
 
     def decode_outcome(self, out: Tensor) -> Outcome:
         """What the outcome head's output [..., 3] stands for; its last column is the logit of termination."""
@@ -189,20 +219,16 @@ class MDNRNN(nn.Module):
             `termination` cross-entropy in nats; `total` weighs them by the config.
         """
         z = z.detach()
-        hidden, _ = self.unroll(z[:, :-1], action)
+        noisy, shift = self._disturbed(z[:, :-1])
+        hidden, _ = self.unroll(noisy, action)
         # Heads see the transitions that happened and no others: with short episodes, half of a batch is padding.
         rows = mask.flatten().nonzero().squeeze(-1)
-        hidden, now, after, action, reward, terminated = (
-            x.flatten(0, 1)[rows] for x in (hidden, z[:, :-1], z[:, 1:], action, reward, terminated)
+        hidden, noisy, shift, now, after, action, reward, terminated = (
+            x.flatten(0, 1)[rows] for x in (hidden, noisy, shift, z[:, :-1], z[:, 1:], action, reward, terminated)
         )
-        if self.training and self.config.residual and not self.has_change_scale and len(now) > 1:
-            # Once, on the first batch: one step changes a latent by a few hundredths, and a head whose units are whole
-            # latents starts with errors larger than what it has to predict.
-            self.change_scale.copy_((after - now).std(0).clamp(min=SMALLEST_CHANGE))
-            self.has_change_scale.fill_(True)
-        nll = _mean(mixture_nll(self.predict(hidden, now, action), after))
+        nll = _mean(mixture_nll(self.predict(hidden, noisy, action), after))
         truth = Truth(reward, terminated, torch.where(terminated, self.last_reward_scale, self.reward_scale))
-        outcome = self.outcome(now, action, after)
+        outcome = self.outcome(now + shift, action, after + shift)
         reward_loss = _mean(truth.reward_error(outcome))
         termination_loss = _mean(truth.termination_error(outcome))
         total = (
@@ -212,6 +238,17 @@ class MDNRNN(nn.Module):
             + self._ensemble_loss(torch.cat([now, action], -1), after - now, truth)
         )
         return MDNRNNLosses(total, nll, reward_loss, termination_loss)
+
+    def _disturbed(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, T, Z] with noise, as M's input in training, and a shift [B, T, Z] for the outcome head's.
+
+        What M is told to predict stays the true next latent: it learns to come back to where real latents are, from the
+        small errors that its own steps add up to in a dream (Sanchez-Gonzalez et al. 2020).
+        """
+        if not self.training or not self.config.input_noise:
+            return z, torch.zeros_like(z)
+        size = self.config.input_noise * self.change_scale
+        return z + size * torch.randn_like(z), size * torch.randn_like(z)
 
     def _ensemble_loss(self, inputs: Tensor, change: Tensor, truth: Truth) -> Tensor | float:
         if self.ensemble is None or self.outcome_ensemble is None:

@@ -80,6 +80,12 @@ class WorldModel(nn.Module):
             state = torch.where(keep, h, state[0]), torch.where(keep, c, state[1])
         return z[:, -1], state
 
+    @torch.no_grad()
+    def changes(self, observations: Tensor, mask: Tensor) -> Tensor:
+        """How latents change in the N unmasked steps, [N, Z], of observations [B, T + 1, *O] and mask [B, T]."""
+        z = self.vae.posterior(observations).mean
+        return (z[:, 1:] - z[:, :-1])[mask]
+
     def losses(self, batch: SequenceBatch) -> tuple[VAELosses, MDNRNNLosses]:
         """V's and M's losses on one batch. V gets no gradient through M: their totals touch disjoint parameters."""
         # An observation counts for V when a transition leaves or enters it.
