@@ -85,6 +85,48 @@ def test_episodes_are_those_of_the_default_pipelines(
     np.testing.assert_array_equal(np.concatenate(received), np.concatenate(expected_received))
 
 
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_greedy_environments_take_the_policys_best_action_and_the_others_explore(space: gym.Space[Any]):
+    runner = runner_on(space)
+    (actions,) = runner._module_to_env.connectors
+    actions.num_greedy = 2
+    torch.manual_seed(0)
+    inputs = torch.randn(3, runner.module.pi.net.mlp[-1].out_features)  # one row an environment
+    distribution = runner.module.get_exploration_action_dist_cls().from_logits(inputs)
+    best = runner.module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic().sample().numpy()
+    explored = 0
+    for _ in range(20):
+        batch = actions(
+            rl_module=runner.module, batch={Columns.ACTION_DIST_INPUTS: inputs}, episodes=[None], explore=True
+        )
+        taken = batch[Columns.ACTIONS]
+        assert np.array_equal(taken[:2], best[:2])
+        explored += not np.array_equal(taken[2], best[2])
+        expected = distribution.logp(torch.as_tensor(taken)).numpy()
+        np.testing.assert_allclose(batch[Columns.ACTION_LOGP], expected, rtol=1e-6)
+    assert explored > 3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fraction", "expected"),
+    [(0.9, 0.5, 1), (0.9, 1.0, 3), (0.9, 0.3, 0), (0.5, 0.5, 0), (0.0, 0.5, 0), ([[0, 0.0], [1000, 0.9]], 0.5, 0)],
+    ids=str,
+)
+def test_environments_act_greedily_only_where_most_is_imagined(
+    ratio: Any, fraction: float, expected: int, local_ray: Any
+):
+    config = tiny_config(ScriptedEnv, greedy_fraction=fraction, imagination_ratio=ratio).environment(
+        env_config={"action_space": SPACES[0]}
+    )
+    algorithm = config.env_runners(num_envs_per_env_runner=3).build_algo()
+    try:
+        while algorithm.train()["phase"] != "mixed":
+            pass
+        assert algorithm.env_runner._module_to_env.connectors[0].num_greedy == expected
+    finally:
+        algorithm.stop()
+
+
 def test_a_users_piece_keeps_the_default_ones():
     CountCalls.calls = 0
     runner = runner_on(SPACES[0], {"_module_to_env_connector": lambda *_: CountCalls()})

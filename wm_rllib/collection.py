@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -47,7 +48,7 @@ def _collect(
 ) -> tuple[str, Collected | Failure]:
     runner.connect(server)  # one that was restarted knows nothing
     seed = None if request.seed is None else stage_seed(request.seed, 0, "env_runner", runner.worker_index)
-    own = CollectRequest(share, request.num_shards, request.random_actions, request.fresh_envs, seed)
+    own = dataclasses.replace(request, num_timesteps=share, seed=seed)
     try:
         return PROCESS, runner.collect(own)
     except Exception as error:

@@ -78,6 +78,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.pretrain_epochs = 300
         self.random_collection_steps = 300
         self.replay_capacity = 100_000
+        self.greedy_fraction = 0.5
 
     def _set_dreamer_defaults(self) -> None:
         self.num_dreamers = 0
@@ -179,6 +180,7 @@ class WorldModelPPOConfig(PPOConfig):
         pretrain_epochs: int = NotProvided,
         random_collection_steps: int = NotProvided,
         replay_capacity: int = NotProvided,
+        greedy_fraction: float = NotProvided,
     ) -> WorldModelPPOConfig:
         """Sets V, M, their training and their data.
 
@@ -214,6 +216,8 @@ class WorldModelPPOConfig(PPOConfig):
             pretrain_epochs: Passes over the randomly collected sequences before the mixed phase.
             random_collection_steps: Real env steps with random actions at the beginning.
             replay_capacity: Env steps the replay holds.
+            greedy_fraction: Share of each env runner's environments, rounded down, that act greedily where most of a
+                batch is imagined: M has to know where the policy leads that is evaluated and used.
         """
         return self._update(locals())
 

@@ -19,7 +19,7 @@ from wm_rllib.evaluation import EvaluationResult, evaluate_in
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient, WeightUpdate
-from wm_rllib.pipelines import shorten
+from wm_rllib.pipelines import VectorActions, shorten
 from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.seeding import seed_process
 
@@ -36,6 +36,7 @@ class CollectRequest:
         random_actions: Sample actions from the action space.
         fresh_envs: Reset all envs first, from `seed`.
         seed: Seed of this stage and worker, or None.
+        greedy_fraction: Share of the env runner's environments, rounded down, that act greedily.
     """
 
     num_timesteps: int
@@ -43,6 +44,7 @@ class CollectRequest:
     random_actions: bool
     fresh_envs: bool
     seed: int | None
+    greedy_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             self.env.action_space.seed(request.seed)
         self._needs_initial_reset |= request.fresh_envs
         self.features.random_actions = request.random_actions
+        self._act_greedily(int(request.greedy_fraction * self.num_envs))
         episodes = self.sample(num_timesteps=request.num_timesteps, random_actions=request.random_actions)
         raw = self.features.take_raw(episodes, self._ongoing_episodes)
         logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
@@ -145,6 +148,12 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             seconds=time.perf_counter() - start,
             metrics=self.get_metrics(),
         )
+
+    def _act_greedily(self, num_envs: int) -> None:
+        """In how many environments; pipelines with pieces of the user's own explore in all of them."""
+        for piece in self._module_to_env.connectors:
+            if isinstance(piece, VectorActions):
+                piece.num_greedy = num_envs
 
     def evaluate(self, record: dict[str, Any], num_episodes: int, seed: int | None) -> EvaluationResult:
         """Runs whole episodes greedily with exactly the weights of `record` (contract 6)."""

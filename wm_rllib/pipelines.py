@@ -72,7 +72,19 @@ class VectorActions(GetActions):
         clip_actions: bool,
     ):
         self._normalize, self._clip = normalize_actions, clip_actions
+        self.num_greedy = 0
+        """So many of the environments, the first ones, act greedily while the others explore."""
         super().__init__(input_observation_space, input_action_space)
+
+    def _get_actions(self, batch: dict[str, Any], rl_module: Any, explore: bool | None) -> None:
+        super()._get_actions(batch, rl_module, explore)
+        if not (explore and self.num_greedy):
+            return
+        inputs = batch[Columns.ACTION_DIST_INPUTS]
+        greedy = rl_module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic().sample()
+        batch[Columns.ACTIONS][: self.num_greedy] = greedy[: self.num_greedy]
+        distribution = rl_module.get_exploration_action_dist_cls().from_logits(inputs)
+        batch[Columns.ACTION_LOGP] = distribution.logp(batch[Columns.ACTIONS])
 
     def __call__(self, *, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Actions, and the module's other outputs, as numpy arrays [B, ...]."""

@@ -191,6 +191,7 @@ SETTINGS: tuple[Setting, ...] = (
         "world_model.data_collection.",
         ("random_collection_steps", "random_collection_steps", whole(1), "Real steps with random actions at first."),
         ("replay_capacity", "replay_capacity", whole(1), "Real steps that the replay holds."),
+        ("greedy_fraction", "greedy_fraction", number(0, 1), "Share of the environments that act greedily."),
     ),
     *_section(
         "dreamers.",

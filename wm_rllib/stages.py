@@ -21,7 +21,7 @@ from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_runner import Collected, CollectRequest
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import fit_world_model, update_policy
-from wm_rllib.mixing import real_rows_for, split_evenly
+from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, split_evenly
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
 from wm_rllib.seeding import stage_seed
@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 LAST_ROUND_LR = 0.3
 """C's learning rate in an iteration's last dream round, as a fraction of that in its first: what acts next in the real
 environment, and is evaluated, should be a settled policy."""
+
+
+LARGELY_REAL = 0.5
+"""Ratio up to which real rows are at least as many as imagined ones."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,17 @@ class Stages:
             random_actions=random_actions,
             fresh_envs=self._is_after_checkpoint(),
             seed=self.seed(stage),
+            greedy_fraction=self.config.greedy_fraction if self._learns_from_dreams() else 0.0,
         )
+
+    def _learns_from_dreams(self) -> bool:
+        """Whether imagined rows will outnumber real ones, as far as can be told beforehand.
+
+        Where they do not, real rows must be what PPO takes them for: actions drawn from the policy.
+        """
+        ratio, state = self.config.imagination_ratio, self.parts.state
+        bounds = self.config.gate_bounds
+        return (state.gate.ratio(bounds) if ratio == AUTO else ratio_at(ratio, state.num_env_steps)) > LARGELY_REAL
 
     def take_in(self, parts: list[Collected]) -> RealExperience:
         """Adds what env runners delivered to the replay and to the real steps so far."""
