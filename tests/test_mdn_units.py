@@ -69,9 +69,10 @@ def test_growing_units_leave_every_prediction_as_it_was(mixture: str, head: tupl
         torch.testing.assert_close(getattr(outcome_after, name), getattr(outcome_before, name), rtol=1e-4, atol=1e-4)
 
 
-def test_units_of_an_m_with_a_head_of_its_own_stay_as_they_were_first():
+@pytest.mark.parametrize("head", [nn.Identity(), nn.Sequential(nn.Linear(2, 2), nn.Identity())], ids=["other", "last"])
+def test_units_of_an_m_with_a_head_of_its_own_stay_as_they_were_first(head: nn.Module):
     mdn = MDNRNN(mdn_config())
-    mdn.mixture_head = nn.Sequential(mdn.mixture_head, nn.Identity())
+    mdn.mixture_head = head  # type: ignore[assignment]
     mdn.grow_change_scale(SCALE)
     mdn.grow_change_scale(2.0 * SCALE)
     assert torch.equal(mdn.change_scale, SCALE)

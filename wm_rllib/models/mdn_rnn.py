@@ -111,11 +111,12 @@ class MDNRNN(nn.Module):
         if not self.config.residual:
             return
         measured = spread.clamp(min=SMALLEST_CHANGE)
-        last, first = self.mixture_head[-1], self.outcome_head[0]
         if not self.has_change_scale:
             self.change_scale.copy_(measured)
             self.has_change_scale.fill_(True)
-        elif isinstance(last, nn.Linear) and isinstance(first, nn.Linear):
+            return
+        last, first = _linear(self.mixture_head, -1), _linear(self.outcome_head, 0)
+        if last is not None and first is not None:
             change, outcome = self.change_scale.clone(), self.outcome_scale
             self.change_scale.copy_(torch.maximum(change, measured))
             self._rescale_mixture(last, (change / self.change_scale).repeat(self.config.num_mixtures))
@@ -255,6 +256,12 @@ class MDNRNN(nn.Module):
             return 0.0
         members = self.decode_outcome(self.outcome_ensemble.predict(inputs))
         return self.ensemble.loss(inputs, change) + self.outcome_ensemble.loss(members, truth)
+
+
+def _linear(network: nn.Module, index: int) -> nn.Linear | None:
+    """A layer of a sequence of layers, if it is one and the layer is linear."""
+    layer = network[index] if isinstance(network, nn.Sequential) else None
+    return layer if isinstance(layer, nn.Linear) else None
 
 
 def _mean(values: Tensor) -> Tensor:
