@@ -423,6 +423,20 @@ def test_a_fit_moves_the_world_model_and_leaves_the_controller():
     assert all(np.array_equal(value, policy[name]) for name, value in policy_state(learner).items())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_units_of_change_grow_with_what_a_fit_sees_unless_m_is_frozen(frozen: bool):
+    learner = make_learner(config_of(mdn_frozen=frozen))
+    units = []
+    for size in (1.0, 10.0, 0.1):
+        arrays = fit_arrays(8)
+        learner.update(
+            batch=as_fit_batch({**arrays, Columns.OBS: size * arrays[Columns.OBS]}), minibatch_size=4, num_epochs=1
+        )
+        units.append(learner.world_model.mdn_rnn.change_scale.clone())
+    assert (units[1] > 3.0 * units[0]).all() if not frozen else torch.equal(units[1], units[0])
+    assert torch.equal(units[2], units[1])
+
+
 def test_a_fit_takes_one_gradient_step_for_each_minibatch():
     learner = make_learner(config_of())
     fit(learner)

@@ -146,10 +146,14 @@ class WorldModelPPOLearner(MergingLearner):
     def _fit_columns(self, training_data: TrainingData) -> tuple[str, RowColumns]:
         """The stacked sequences of a fit, one row each."""
         batch = super()._make_batch_if_necessary(training_data).policy_batches[WORLD_MODEL_MODULE_ID]
-        sample = slice(MEASURED_SEQUENCES)
-        changes = self.world_model.changes(batch[Columns.OBS][sample], batch[MASK][sample])
-        self.world_model.mdn_rnn.grow_change_scale(spread_over_learners(changes))
+        if not (self.config.mdn_frozen and self.world_model.mdn_rnn.has_change_scale):
+            self._measure_change(batch[Columns.OBS][:MEASURED_SEQUENCES], batch[MASK][:MEASURED_SEQUENCES])
         return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
+
+    def _measure_change(self, observations: Tensor, mask: Tensor) -> None:
+        """M's units of one step's change, the same ones for all learners, before a fit's first gradient."""
+        spread = spread_over_learners(self.world_model.changes(observations, mask))
+        self.world_model.mdn_rnn.grow_change_scale(spread)
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
         batch = super()._make_batch_if_necessary(training_data)
