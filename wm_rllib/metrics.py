@@ -90,7 +90,9 @@ METRICS: dict[str, Metric] = {
     ),
     "world_model/version": Metric("Version of V and M at the parameter server; only grows.", "version"),
     "policy/version": Metric("Version of the controller at the parameter server; only grows.", "version"),
-    "env_runners/episode_return_mean": Metric("Mean return of recent real training episodes.", "return"),
+    "env_runners/episode_return_mean": Metric(
+        "Mean return of recent real training episodes, of exploring and greedy environments alike.", "return"
+    ),
     "env_runners/episode_len_mean": Metric("Mean length of recent real training episodes.", "steps"),
     "env_runners/num_episodes": Metric("Real training episodes that ended in this iteration.", "episodes"),
     "evaluation/episode_return_mean": Metric("Mean return of the greedy evaluation; null when none was due.", "return"),
