@@ -12,6 +12,7 @@ from ray_head import RAY, RayHead
 
 BRIDGE = "wmbr0"
 NETWORK = "10.77.0"
+JOIN_TIMEOUT_S = 90
 
 
 def may_make_namespaces() -> bool:
@@ -102,15 +103,24 @@ class NodeCluster:
             raise
 
     def _join(self, node: Node, folder: Path) -> subprocess.Popen[bytes]:
+        """Starts a node and waits for it: two that start at once may choose the same socket in the session's folder."""
         flags = {"address": self.head.gcs, "node-ip-address": node.address, "num-cpus": 8}
-        return subprocess.Popen(
+        log = folder / f"{node.name}.txt"
+        process = subprocess.Popen(
             [*node.prefix, RAY, "start", "--block", *(f"--{name}={value}" for name, value in flags.items())],
             env=self.head.env,
             cwd=folder,
-            stdout=(folder / f"{node.name}.txt").open("w"),
+            stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, (
+                f"{node.name} did not start:\n{log.read_text()}"
+            )
+            time.sleep(0.2)
+        return process
 
     def remove(self) -> None:
         """Ends all nodes and takes the network away."""
