@@ -256,7 +256,8 @@ def test_a_dreamer_dies_while_it_dreams(mixed, monkeypatch):
     os.kill(victim, signal.SIGSTOP)  # so that its order is surely not done when it dies
     steps = steps_of(mixed)
     steps = assert_exact(mixed.train(), RATIO, ROUNDS, steps)
-    assert len(shares[0]) == 2 and shares[1] == shares[0][:1], "the lost share was not ordered again"
+    # From the other one, or from both if Ray was quick to restart the first.
+    assert len(shares[0]) == 2 and sum(shares[1]) == shares[0][0], "the lost share was not ordered again"
 
     monkeypatch.undo()
     results = train_until(mixed, lambda result: result["restarts"]["dreamers"] and mixed._pool.num_healthy == 2)
