@@ -198,7 +198,7 @@ def without_times(rows: list[dict]) -> list[dict]:
 def weights(checkpoint: Path) -> dict[str, np.ndarray]:
     policy = load_policy(checkpoint)
     models = {f"world_model/{name}": value.numpy() for name, value in policy.world_model.state_dict().items()}
-    return {**models, **{f"policy/{name}": np.asarray(v) for name, v in policy._module.get_state().items()}}
+    return {**models, **{f"policy/{name}": np.asarray(v) for name, v in policy.module.get_state().items()}}
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

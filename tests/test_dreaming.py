@@ -23,7 +23,6 @@ from wm_rllib.dreamer import (
     DreamerSpec,
     DreamRequest,
     NoWeights,
-    make_policy,
     num_lanes,
     shard_lanes,
     to_arrays,
@@ -34,6 +33,7 @@ from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.outcome import Outcome
 from wm_rllib.parameter_server import ParameterServer, make_record
+from wm_rllib.policy_network import make_policy
 from wm_rllib.replay import MASK
 
 FIRST_BIRTH = 1000.0

@@ -19,11 +19,10 @@ from wm_rllib.failures import Failure
 from wm_rllib.heap import Heap
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.config import WorldModelConfig
-from wm_rllib.models.controller import Controller
-from wm_rllib.models.dreaming import Dream, Policy, dream
+from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient
-from wm_rllib.policy_network import default_network, make_sampler
+from wm_rllib.policy_network import make_policy
 from wm_rllib.replay import MASK
 from wm_rllib.seeding import seed_process
 
@@ -176,29 +175,6 @@ class Dreamer(FaultAwareApply):
         how = request.horizon, request.temperature, request.max_disagreement
         bonus, optimism = request.exploration_bonus, request.optimism
         return dream(self._world_model, policy, z, state, *how, exploration_bonus=bonus, optimism=optimism)
-
-
-def make_policy(module: Any) -> Policy:
-    """C as the dream calls it: the module's exploration distribution, sampled.
-
-    RLlib's own distributions make a `Controller`, whose noise is drawn ahead; any other is sampled by its own methods.
-    """
-    distribution = module.get_exploration_action_dist_cls()
-
-    def inputs_of(features: Tensor) -> Tensor:
-        return module.forward_exploration({Columns.OBS: features})[Columns.ACTION_DIST_INPUTS]
-
-    sampler = make_sampler(distribution, module.action_space)
-    if sampler is not None:
-        return Controller(default_network(module) or inputs_of, sampler)
-
-    def policy(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = inputs_of(features)
-        dist = distribution.from_logits(inputs)
-        actions = dist.sample()
-        return actions, dist.logp(actions), inputs
-
-    return policy
 
 
 def shard_lanes(lanes: Dream, rows: list[int], horizon: int) -> list[list[Dream]]:

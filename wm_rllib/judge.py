@@ -10,11 +10,11 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from wm_rllib.dreamer import make_policy
 from wm_rllib.gate import Judgement
 from wm_rllib.models.dreaming import dream
 from wm_rllib.models.judging import Windows, dreamed_returns, open_loop_skill, real_returns
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.policy_network import make_policy
 from wm_rllib.replay import MASK, Arrays
 
 GAP_HORIZON = 15

@@ -15,6 +15,7 @@ from ray.rllib.core import (
 )
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
+from torch import Tensor
 
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
@@ -30,12 +31,17 @@ class WorldModelPolicy:
     Args:
         world_model: V and M, in eval mode.
         module: The PPO RLModule, acting on features.
+
+    Attributes:
+        world_model: As given.
+        module: As given; one that was loaded from a checkpoint has its critic.
+        action_space: The environment's.
     """
 
     def __init__(self, world_model: WorldModel, module: Any):
         self.world_model = world_model
         self.action_space = world_model.config.action_space
-        self._module = module
+        self.module = module
         self._state = self.initial_state(1)
 
     def initial_state(self, batch_size: int) -> State:
@@ -55,13 +61,19 @@ class WorldModelPolicy:
     def act(self, observations: np.ndarray, state: State, *, explore: bool = False) -> tuple[np.ndarray, State]:
         """Actions [B, ...] in env space for observations [B, *O], and the memory after them."""
         z = self.world_model.vae.encode(torch.as_tensor(observations))
-        forward = self._module.forward_exploration if explore else self._module.forward_inference
+        forward = self.module.forward_exploration if explore else self.module.forward_inference
         logits = forward({Columns.OBS: self.world_model.features(z, state[0])})[Columns.ACTION_DIST_INPUTS]
         if explore:
-            actions = self._module.get_exploration_action_dist_cls().from_logits(logits).sample()
+            actions = self.module.get_exploration_action_dist_cls().from_logits(logits).sample()
         else:
-            actions = self._module.get_inference_action_dist_cls().from_logits(logits).to_deterministic().sample()
+            actions = self.module.get_inference_action_dist_cls().from_logits(logits).to_deterministic().sample()
         return self._to_env(actions.numpy()), self.world_model.advance(z, actions, state)
+
+    @torch.no_grad()
+    def values(self, z: Tensor, h: Tensor) -> Tensor:
+        """The critic's values [...] of latents [..., Z] and hidden states [..., D], in the environment's units."""
+        features = self.world_model.features(z, h)
+        return self.module.compute_values({Columns.OBS: features.flatten(0, -2)}).view(features.shape[:-1])
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
         """Policy space to env space, as RLlib's module-to-env pipeline does it."""

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import (
     TorchCategorical,
     TorchDiagGaussian,
@@ -16,7 +17,8 @@ from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder, TorchML
 from ray.rllib.core.models.torch.heads import TorchMLPHead
 from torch import Tensor, nn
 
-from wm_rllib.models.controller import ActionSampler, CategoricalSampler, GaussianSampler
+from wm_rllib.models.controller import ActionSampler, CategoricalSampler, Controller, GaussianSampler
+from wm_rllib.models.dreaming import Policy
 from wm_rllib.policy_module import WorldModelPPOModule
 
 
@@ -63,3 +65,26 @@ def make_sampler(distribution: Any, space: gym.Space[Any]) -> ActionSampler | No
 def _stands_for(distribution: Any, kind: type) -> bool:
     """Whether a class is `kind` with some arguments given, as RLlib's `get_partial_dist_cls` makes it."""
     return distribution.__name__ == f"{kind}Partial" and distribution.__mro__[1] is kind
+
+
+def make_policy(module: Any) -> Policy:
+    """C as the dream calls it: the module's exploration distribution, sampled.
+
+    RLlib's own distributions make a `Controller`, whose noise is drawn ahead; any other is sampled by its own methods.
+    """
+    distribution = module.get_exploration_action_dist_cls()
+
+    def inputs_of(features: Tensor) -> Tensor:
+        return module.forward_exploration({Columns.OBS: features})[Columns.ACTION_DIST_INPUTS]
+
+    sampler = make_sampler(distribution, module.action_space)
+    if sampler is not None:
+        return Controller(default_network(module) or inputs_of, sampler)
+
+    def policy(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = inputs_of(features)
+        dist = distribution.from_logits(inputs)
+        actions = dist.sample()
+        return actions, dist.logp(actions), inputs
+
+    return policy

@@ -25,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wm_rllib.benchmark.dream_flops import paper_step_flops, step_flops
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest, make_policy
+from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import dream
 from wm_rllib.parameter_server import ParameterServer, make_record
+from wm_rllib.policy_network import make_policy
 from wm_rllib.replay import ReplayService
 
 EPISODE_LENGTH = 100
