@@ -39,6 +39,7 @@ def mdn_config(**changes: Any) -> MDNRNNConfig:
         nll_coeff=0.1,
         reward_loss_coeff=1.0,
         termination_loss_coeff=5.0,
+        shuffled_coeff=0.0,
         ensemble_size=0,
     )
     return dataclasses.replace(config, **changes)

@@ -64,11 +64,12 @@ class WorldModelPPOConfig(PPOConfig):
         self.mdn_residual = True
         self.mdn_lr = 2e-3
         self.mdn_frozen = False
-        self.log_sigma_range = [-6.0, 1.0]
+        self.log_sigma_range = [-3.0, 1.0]
         self.input_noise = 0.1
         self.nll_coeff = 0.1
         self.reward_loss_coeff = 1.0
         self.termination_loss_coeff = 5.0
+        self.shuffled_coeff = 0.1
         self.ensemble_size = 3
         self.world_model_grad_clip: float | None = 10.0
         self.fit_final_lr_fraction = 0.1
@@ -171,6 +172,7 @@ class WorldModelPPOConfig(PPOConfig):
         nll_coeff: float = NotProvided,
         reward_loss_coeff: float = NotProvided,
         termination_loss_coeff: float = NotProvided,
+        shuffled_coeff: float = NotProvided,
         ensemble_size: int = NotProvided,
         world_model_grad_clip: float | None = NotProvided,
         fit_final_lr_fraction: float = NotProvided,
@@ -202,11 +204,13 @@ class WorldModelPPOConfig(PPOConfig):
             mdn_lr: Learning rate of M.
             mdn_frozen: Whether M keeps its initial weights while V trains as ever: the ablation that says what training
                 M is worth.
-            log_sigma_range: Clip range of the mixture's log sigma.
+            log_sigma_range: Clip range of the mixture's log sigma, in units of one step's change.
             input_noise: Standard deviation of the noise on M's input in training, in units of a step's change; 0: none.
             nll_coeff: Weight of the latent's likelihood in M's loss.
             reward_loss_coeff: Weight of the reward error.
             termination_loss_coeff: Weight of the termination cross-entropy.
+            shuffled_coeff: Weight, in the termination loss, of transitions that are shuffled dimension by dimension and
+                count as no termination: M believes in ends where it saw them, and not beyond. 0: none.
             ensemble_size: Members of the ensemble that says where M is unsure; 0 for none.
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
             fit_final_lr_fraction: Learning rates of V and M at each fit's end, as a fraction of those at its start.
@@ -386,6 +390,7 @@ class WorldModelPPOConfig(PPOConfig):
             nll_coeff=self.nll_coeff,
             reward_loss_coeff=self.reward_loss_coeff,
             termination_loss_coeff=self.termination_loss_coeff,
+            shuffled_coeff=float(self.shuffled_coeff),
             ensemble_size=self.ensemble_size,
         )
         return WorldModelConfig(

@@ -20,9 +20,6 @@ logger = logging.getLogger(__name__)
 
 WORLD_MODEL_MODULE_ID = "world_model"
 MASK = "mask"
-END_FRACTION = 0.2
-"""Share of the fitted sequences that are the last steps of a terminated episode: terminations are rare, and M must
-learn them from few examples."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -83,17 +80,12 @@ class SequenceReplay(EpisodeReplayBuffer):
         """Sequences of up to `length` transitions, each within one episode, padded at the end.
 
         A sequence lies at random around a stored step drawn evenly; steps near either end of an episode are in somewhat
-        fewer of them. `END_FRACTION` of the sequences are the ends of terminated episodes instead.
+        fewer of them. Ends are not drawn more often than they come: M would believe in more of them than there are.
 
         Returns:
             obs [N, length + 1, *O], actions [N, length, ...], rewards, terminateds and mask [N, length].
         """
-        ended = [episode for episode in self.episodes if episode.is_terminated]
-        num_ends = int(END_FRACTION * num_sequences) if ended else 0
-        windows = [self._window_around_random_step(length) for _ in range(num_sequences - num_ends)]
-        for index in self.rng.integers(len(ended) or 1, size=num_ends):
-            windows.append((ended[index], max(0, len(ended[index]) - length), len(ended[index])))
-        self.rng.shuffle(windows)
+        windows = [self._window_around_random_step(length) for _ in range(num_sequences)]
         return self._gather(windows, length, align_end=False)
 
     def sample_starts(self, num_starts: int, burn_in: int) -> Arrays:

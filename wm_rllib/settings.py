@@ -126,6 +126,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("input_noise", "input_noise", number(0), "Noise on M's input in training, of one step's change; 0: none."),
         ("reward_loss_coeff", "reward_loss_coeff", number(0), "Weight of the reward loss."),
         ("termination_loss_coeff", "termination_loss_coeff", number(0), "Weight of the termination loss."),
+        ("shuffled_coeff", "shuffled_coeff", number(0), "Weight of shuffled transitions, which count as no end."),
         ("ensemble_size", "ensemble_size", whole(0), "Networks whose disagreement says where M is unsure; 0: none."),
         ("nll_coeff", "nll_coeff", number(above=0), "Weight of the latent's negative log-likelihood."),
     ),

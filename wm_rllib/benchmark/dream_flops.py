@@ -22,14 +22,14 @@ def lstm_flops(mdn: MDNRNNConfig) -> int:
     return 2 * 4 * mdn.hidden_dim * (mdn.latent_dim + mdn.action_dim + mdn.hidden_dim)
 
 
-def mixture_outputs(mdn: MDNRNNConfig) -> int:
-    """Width of the mixture head's output: weights, means and log sigmas."""
+def mixture_outputs(mdn: MDNRNNConfig) -> tuple[int, int]:
+    """Widths of the mixture heads' outputs: weights; means and log sigmas."""
     weights = mdn.num_mixtures * (1 if mdn.mixture == "joint" else mdn.latent_dim)
-    return weights + 2 * mdn.num_mixtures * mdn.latent_dim
+    return weights, 2 * mdn.num_mixtures * mdn.latent_dim
 
 
 def step_flops(mdn: MDNRNNConfig, policy_hidden_dims: Sequence[int], num_policy_outputs: int) -> int:
-    """One dreamed step of one lane: C's actor, the LSTM, the mixture head and the outcome head.
+    """One dreamed step of one lane: C's actor, the LSTM, the mixture heads and the outcome head.
 
     Args:
         mdn: Sizes of M.
@@ -38,7 +38,7 @@ def step_flops(mdn: MDNRNNConfig, policy_hidden_dims: Sequence[int], num_policy_
     """
     z, a, h = mdn.latent_dim, mdn.action_dim, mdn.hidden_dim
     policy = mlp_flops([z + h, *policy_hidden_dims, num_policy_outputs])
-    mixture = mlp_flops([h + z + a, *mdn.head_hidden_dims, mixture_outputs(mdn)])
+    mixture = sum(mlp_flops([h + z + a, *mdn.head_hidden_dims, width]) for width in mixture_outputs(mdn))
     outcome = mlp_flops([z + a + z, *mdn.head_hidden_dims, 3])
     return policy + lstm_flops(mdn) + mixture + outcome
 
@@ -46,4 +46,4 @@ def step_flops(mdn: MDNRNNConfig, policy_hidden_dims: Sequence[int], num_policy_
 def paper_step_flops(mdn: MDNRNNConfig, policy_hidden_dims: Sequence[int], num_policy_outputs: int) -> int:
     """The same with one linear layer on h for mixture, reward and termination together, as in the paper."""
     policy = mlp_flops([mdn.latent_dim + mdn.hidden_dim, *policy_hidden_dims, num_policy_outputs])
-    return policy + lstm_flops(mdn) + mlp_flops([mdn.hidden_dim, mixture_outputs(mdn) + 2])
+    return policy + lstm_flops(mdn) + mlp_flops([mdn.hidden_dim, sum(mixture_outputs(mdn)) + 2])

@@ -36,6 +36,8 @@ class MDNRNNConfig:
     log_sigma_range: tuple[float, float]
     input_noise: float
     """Standard deviation of the noise on M's input in training, in units of one step's change."""
+    shuffled_coeff: float
+    """Weight of made-up transitions that count as no termination, of the real ones."""
     nll_coeff: float
     reward_loss_coeff: float
     termination_loss_coeff: float

@@ -107,9 +107,9 @@ class Lanes:
 
 
 class MixtureHead:
-    """M's head and a draw from its mixture; only the chosen component is taken out of the head's output.
+    """M's mixture heads and a draw; only the chosen component is taken out of the head of means and sigmas.
 
-    The head's outputs are reordered so that a component's lie together: [B, K, mean Z | log sigma Z | logits].
+    That head's outputs are reordered so that a component's lie together: [B, K, mean Z | log sigma Z].
 
     Args:
         mdn_rnn: Its weights are copied.
@@ -122,12 +122,11 @@ class MixtureHead:
         components, width = config.num_mixtures, config.latent_dim
         self._joint = config.mixture == "joint"
         device = mdn_rnn.reward_mean.device
-        logits, mean, log_sigma = torch.split(torch.arange(sum(mdn_rnn.sizes), device=device), mdn_rnn.sizes)
-        order = torch.cat([part.reshape(components, -1) for part in (mean, log_sigma, logits)], 1)
-        self._network = Stack(flat_layers(mdn_rnn.mixture_head), rows, order.flatten())
-        self._shape = (rows, components, order.shape[1])
+        parts = torch.arange(2 * components * width, device=device).view(2, components, width)
+        self._network = Stack(flat_layers(mdn_rnn.mixture_head), rows, parts.transpose(0, 1).flatten())
+        self._weights = Stack(flat_layers(mdn_rnn.weight_head), rows)
+        self._shape = (rows, components, 2 * width)
         self._offsets = components * torch.arange(rows, device=device)
-        self._width = width
         self._change_scale = mdn_rnn.change_scale
 
     def sample(self, inputs: Tensor, gumbel: Tensor, normal: Tensor, z: Tensor, out: Tensor) -> None:
@@ -140,14 +139,13 @@ class MixtureHead:
             z: [B, Z].
             out: [B, Z].
         """
-        packed = self._network(inputs).view(self._shape)
-        width = self._width
+        packed, logits = self._network(inputs).view(self._shape), self._weights(inputs)
         if self._joint:
-            chosen = (packed[:, :, -1] + gumbel).argmax(1) + self._offsets
-            mean, log_sigma, _ = torch.split(packed.flatten(0, 1).index_select(0, chosen), [width, width, 1], 1)
+            chosen = (logits + gumbel).argmax(1) + self._offsets
+            mean, log_sigma = packed.flatten(0, 1).index_select(0, chosen).chunk(2, 1)
         else:
-            means, log_sigmas, logits = torch.split(packed, width, 2)
-            chosen = (logits + gumbel).argmax(1, keepdim=True)
+            means, log_sigmas = packed.chunk(2, 2)
+            chosen = (logits.view_as(gumbel) + gumbel).argmax(1, keepdim=True)
             mean, log_sigma = means.gather(1, chosen).squeeze(1), log_sigmas.gather(1, chosen).squeeze(1)
         torch.addcmul(mean, log_sigma.clamp_(*self._config.log_sigma_range).exp_(), normal, out=out)
         out.mul_(self._change_scale)

@@ -41,6 +41,10 @@ class MDNRNN(nn.Module):
     kills: after 1,050 real steps of CartPole a controller that never fails lived 53 dreamed steps with them, 89 without
     (medians).
 
+    The mixture's weights have layers of their own. Gradients of means and of small sigmas are a hundred times those of
+    the weights, and in shared layers that is all that Adam follows: on 14,000 steps of LunarLander-v3 with 80 touches
+    of the ground, M gave them probabilities of 0.01 to 0.03 where they happened, and 0.2 with layers of their own.
+
     `step` and `unroll` run the same weights, one transition at a time or a whole sequence at once. Subclass and name
     the class in ``world_model.mdn_rnn.class`` to replace it. Dreams run `wm_rllib.models.fused` in place of `step`,
     `predict` and `outcome` where none of them is overridden: a change to one of these must be made there too.
@@ -66,9 +70,11 @@ class MDNRNN(nn.Module):
         input_dim = config.latent_dim + config.action_dim
         self.lstm = nn.LSTM(input_dim, config.hidden_dim, batch_first=True)
         mixture_logits = config.num_mixtures * (1 if config.mixture == "joint" else config.latent_dim)
-        # Widths of logits, means and log sigmas in the mixture head's output.
+        # Widths of logits, means and log sigmas.
         self.sizes = [mixture_logits, *[config.num_mixtures * config.latent_dim] * 2]
-        self.mixture_head = mlp(config.hidden_dim + input_dim, config.head_hidden_dims, sum(self.sizes))
+        head_input = config.hidden_dim + input_dim
+        self.weight_head = mlp(head_input, config.head_hidden_dims, mixture_logits)
+        self.mixture_head = mlp(head_input, config.head_hidden_dims, sum(self.sizes[1:]))
         self.ensemble = Ensemble(input_dim, config.latent_dim, config.ensemble_size) if config.ensemble_size else None
         self.outcome_ensemble = OutcomeEnsemble(input_dim, config.ensemble_size) if config.ensemble_size else None
         self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 3)
@@ -124,10 +130,10 @@ class MDNRNN(nn.Module):
 
     def _rescale_mixture(self, last: nn.Linear, factors: Tensor) -> None:
         """Multiplies the means and sigmas [K Z] that the mixture head's last layer predicts."""
-        logits, width, _ = self.sizes
-        last.weight[logits : logits + width] *= factors[:, None]
-        last.bias[logits : logits + width] *= factors
-        last.bias[logits + width :] += factors.log()
+        width = len(factors)
+        last.weight[:width] *= factors[:, None]
+        last.bias[:width] *= factors
+        last.bias[width:] += factors.log()
 
     def initial_state(self, batch_size: int) -> State:
         """The state before anything was seen: zeros, [B, D] each."""
@@ -150,10 +156,11 @@ class MDNRNN(nn.Module):
 
     def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
         """p(z_{t+1}) from h_{t+1} [..., D], z_t [..., Z] and a_t [..., A]."""
-        return self.decode_mixture(self.mixture_head(torch.cat([next_h, z, action], -1)), z)
+        inputs = torch.cat([next_h, z, action], -1)
+        return self.decode_mixture(torch.cat([self.weight_head(inputs), self.mixture_head(inputs)], -1), z)
 
     def decode_mixture(self, out: Tensor, z: Tensor) -> MixtureParams:
-        """The mixture that the mixture head's output [..., sum(sizes)] stands for."""
+        """The mixture that both heads' outputs [..., sum(sizes)] stand for: logits, means, log sigmas."""
         logits, mean, log_sigma = torch.split(out, self.sizes, -1)
         shape = (*out.shape[:-1], self.config.num_mixtures, self.config.latent_dim)
         mean = mean.reshape(shape) * self.change_scale
@@ -217,7 +224,8 @@ class MDNRNN(nn.Module):
 
         Returns:
             Means over the unmasked transitions: `nll` in nats, `reward` half squared error in normalised units,
-            `termination` cross-entropy in nats; `total` weighs them by the config.
+            `termination` cross-entropy in nats; `total` weighs them by the config, and has the ensemble's loss and that
+            of shuffled transitions in it.
         """
         z = z.detach()
         noisy, shift = self._disturbed(z[:, :-1])
@@ -235,10 +243,26 @@ class MDNRNN(nn.Module):
         total = (
             self.config.nll_coeff * nll
             + self.config.reward_loss_coeff * reward_loss
-            + self.config.termination_loss_coeff * termination_loss
+            + self.config.termination_loss_coeff * (termination_loss + self._shuffled_loss(now, action, after - now))
             + self._ensemble_loss(torch.cat([now, action], -1), after - now, truth)
         )
         return MDNRNNLosses(total, nll, reward_loss, termination_loss)
+
+    def _shuffled_loss(self, z: Tensor, action: Tensor, change: Tensor) -> Tensor | float:
+        """Cross-entropy of "no termination" on transitions that are put together from parts of real ones.
+
+        Whatever was never seen to end an episode is to be tried, not to be feared: of a lander's legs on the ground,
+        random actions show nothing but crashes, and what tells a crash is then as well the height as the speed. Each
+        dimension of z [N, Z] and of its change [N, Z], and the action [N, A], come from other transitions. Where ends
+        were seen the real ones outweigh these.
+        """
+        weight = self.config.shuffled_coeff
+        if not (self.training and weight and len(z)):
+            return 0.0
+        parts = torch.cat([z, change], -1)
+        mixed_z, mixed_change = parts.gather(0, torch.rand_like(parts).argsort(0)).chunk(2, -1)
+        outcome = self.outcome(mixed_z, action[torch.randperm(len(z), device=z.device)], mixed_z + mixed_change)
+        return weight * nn.functional.softplus(outcome.termination_logit).mean()
 
     def _disturbed(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, T, Z] with noise, as M's input in training, and a shift [B, T, Z] for the outcome head's.
