@@ -387,6 +387,7 @@ class WorldModelPPOConfig(PPOConfig):
             reward_loss_coeff=self.reward_loss_coeff,
             termination_loss_coeff=self.termination_loss_coeff,
             ensemble_size=self.ensemble_size,
+            temperature=float(self.temperature),
         )
         return WorldModelConfig(
             vae=vae,
