@@ -177,14 +177,27 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
     Raises:
         FileNotFoundError: The folder does not exist or is no such checkpoint.
     """
-    modules = Path(checkpoint) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
-    for name in (DEFAULT_MODULE_ID, WORLD_MODEL_MODULE_ID):
-        if not (modules / name).is_dir():
-            raise FileNotFoundError(
-                f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder "
-                f"{(modules / name).relative_to(checkpoint)}. "
-                "Name a folder written by `train` (runs/.../checkpoints/best), by Tune or by save_to_path."
-            )
-    module = RLModule.from_checkpoint((modules / DEFAULT_MODULE_ID).absolute())
-    world_model = RLModule.from_checkpoint((modules / WORLD_MODEL_MODULE_ID).absolute()).world_model.eval()
-    return WorldModelPolicy(world_model, module)
+    module = RLModule.from_checkpoint(_module_folder(checkpoint, DEFAULT_MODULE_ID))
+    return WorldModelPolicy(load_world_model(checkpoint).world_model.eval(), module)
+
+
+def load_world_model(checkpoint: str | Path) -> Any:
+    """Loads V and M from a checkpoint of WorldModelPPO, as a `WorldModelRLModule`: with the environment's spaces.
+
+    Args:
+        checkpoint: As for `load_policy`.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or is no such checkpoint.
+    """
+    return RLModule.from_checkpoint(_module_folder(checkpoint, WORLD_MODEL_MODULE_ID))
+
+
+def _module_folder(checkpoint: str | Path, name: str) -> Path:
+    folder = Path(checkpoint) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder {folder.relative_to(checkpoint)}. "
+            "Name a folder written by `train` (runs/.../checkpoints/best), by Tune or by save_to_path."
+        )
+    return folder.absolute()
