@@ -1,6 +1,6 @@
 """World models for RLlib: PPO that learns from real and imagined experience at once.
 
-Public names: `WorldModelPPO`, `WorldModelPPOConfig`, `load_policy` for inference outside of training, and the dream as an
+Public names: `WorldModelPPO`, `WorldModelPPOConfig`, `load_policy` for inference outside of training, the dream as an
 environment, `DreamEnv` and `DreamVectorEnv`. Importing this package registers "WorldModelPPO" with Ray Tune and
 "wm_rllib/Dream-v0" with Gymnasium.
 """
