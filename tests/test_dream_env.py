@@ -124,7 +124,7 @@ def test_observations_stay_within_the_real_bounds(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("space", SPACES)
 def test_an_episode_is_the_rollout_of_its_actions(checkpoints: Any, space: str):
     checkpoint = checkpoints(space)
-    env = DreamEnv(checkpoint, horizon=6, temperature=1e-9, start="episode_start")
+    env = DreamEnv(checkpoint, horizon=6, temperature=1e-9, start="episode_start", uncertainty_penalty=0.0)
     first, _ = env.reset(seed=0)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(6)]
@@ -150,7 +150,7 @@ def decoded(policy: WorldModelPolicy, observation: np.ndarray) -> np.ndarray:
 
 
 def test_terminations_are_sampled_and_are_no_truncations(checkpoints: Any):
-    env = DreamVectorEnv(2000, checkpoints(mdn_rnn_class=Mortal), horizon=3)
+    env = DreamVectorEnv(2000, checkpoints(mdn_rnn_class=Mortal), horizon=3, uncertainty_penalty=0.0)
     env.reset(seed=0)
     alive, dead, cut = 2000, np.zeros(2000, bool), np.zeros(2000, bool)
     for _ in range(3):
@@ -182,6 +182,35 @@ def test_a_lane_that_ended_starts_at_the_next_step(checkpoints: Any):
         assert at_start(observations) == [t % 3 == 0] * 3
         assert (rewards == 0).all() == (t % 3 == 0)
         assert truncateds.tolist() == [t % 3 == 2] * 3 and not terminateds.any()
+
+
+def test_a_lane_may_start_at_once(checkpoints: Any):
+    later, at_once = (DreamVectorEnv(3, checkpoints(), horizon=2, autoreset_mode=m) for m in ("NextStep", "SameStep"))
+    assert at_once.metadata["autoreset_mode"] is gym.vector.AutoresetMode.SAME_STEP
+    for env in (later, at_once):
+        env.reset(seed=0)
+        env.step(np.zeros(3, int))
+    (last, _, _, cut, _), (first, _, _, same_cut, infos) = (env.step(np.zeros(3, int)) for env in (later, at_once))
+    assert cut.all() and same_cut.all() and infos["_final_obs"].all()
+    np.testing.assert_array_equal(np.stack(list(infos["final_obs"])), last)
+    assert (first != last).any(1).all()
+    assert not at_once.step(np.zeros(3, int))[3].any() and at_once.step(np.zeros(3, int))[3].all()
+
+
+def test_steps_of_which_m_is_unsure_cost(checkpoints: Any):
+    plain, pessimist = (DreamVectorEnv(50, checkpoints(), uncertainty_penalty=p) for p in (0.0, 2.0))
+    (first, _), (same, _) = plain.reset(seed=0), pessimist.reset(seed=0)
+    mdn_rnn, z = pessimist._lanes._model.mdn_rnn, pessimist._lanes._z
+    mdn_rnn.reward_scale.fill_(3.0)
+    action = torch.nn.functional.one_hot(torch.zeros(50, dtype=torch.long), 2)
+    with torch.no_grad():
+        members = mdn_rnn.ensemble.predict(torch.cat([z, action], 1))
+        spread = members.var(0, correction=0).mean(-1).sqrt()
+        mdn_rnn.ensemble.usual.copy_(spread.median())
+    cost = plain.step(np.zeros(50, int))[1] - pessimist.step(np.zeros(50, int))[1]
+    np.testing.assert_array_equal(first, same)
+    np.testing.assert_allclose(cost, 2.0 * 3.0 * (spread / spread.median() - 1.0).clamp(0.0, 5.0), rtol=1e-4, atol=1e-5)
+    assert 20 < (cost > 1e-4).sum() <= 25
 
 
 # --- starts ----------------------------------------------------------------------------------------------------------
@@ -242,6 +271,7 @@ def test_a_seed_decides_everything_and_torchs_generator_nothing(checkpoints: Any
         ({"temperature": -1.0}, "temperature is -1.0, but must be a number above 0"),
         ({"start": "middle"}, "start is 'middle', but must be one of 'replay', 'episode_start'"),
         ({"burn_in": -1}, "burn_in is -1, but must be"),
+        ({"uncertainty_penalty": -1.0}, "uncertainty_penalty is -1.0, but must be a number of at least 0"),
     ],
     ids=str,
 )

@@ -9,11 +9,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from wm_rllib.dream_starts import DreamStarts, Start
 from wm_rllib.imagination import check_dream_settings, checked_actions
+from wm_rllib.models.dreaming import unsureness
 from wm_rllib.models.imagining import draw_step_noise, imagined_step
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.policy import load_world_model
@@ -34,13 +36,16 @@ class _Lanes:
         temperature: float | None,
         start: Start,
         burn_in: int,
+        uncertainty_penalty: float,
     ):
         loaded = load_world_model(checkpoint)
         self._model = loaded.world_model.eval()
         self._temperature = self._model.config.mdn_rnn.temperature if temperature is None else temperature
         check_dream_settings(horizon, self._temperature)
+        if isinstance(uncertainty_penalty, bool) or not 0 <= uncertainty_penalty < np.inf:
+            raise ValueError(f"uncertainty_penalty is {uncertainty_penalty!r}, but must be a number of at least 0.")
         self._starts = DreamStarts(checkpoint, start, burn_in)
-        self._horizon = horizon
+        self._horizon, self._penalty = horizon, uncertainty_penalty
         self.observation_space: Box = loaded.observation_space
         self.action_space: gym.Space[Any] = self._model.config.action_space
         self._noise = torch.Generator()
@@ -67,10 +72,13 @@ class _Lanes:
             encoded = self._model.codec.encode(torch.as_tensor(self._model.codec.env_to_policy(checked)))
             noise = draw_step_noise(self._model.mdn_rnn, len(encoded), self._noise)
             step = imagined_step(self._model.mdn_rnn, self._z, encoded, self._state, self._temperature, noise)
+            rewards = step.reward
+            if self._penalty:
+                rewards = rewards - self._penalty * unsureness(self._model.mdn_rnn, self._z, encoded)
         self._z, self._state = step.z, step.state
         self._steps += 1
         terminateds = step.terminated.numpy()
-        return step.reward.numpy().astype(float), terminateds, ~terminateds & (self._steps >= self._horizon)
+        return rewards.numpy().astype(float), terminateds, ~terminateds & (self._steps >= self._horizon)
 
     def observations(self) -> np.ndarray:
         """What the agent sees, [B, *O], decoded and within the space."""
@@ -97,6 +105,10 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         start: "replay": dreams start at real steps drawn evenly from the checkpoint's replay, with h from the real
             steps before them, as in training. "episode_start": at the first observations of real episodes, with h = 0.
         burn_in: Real steps before a start from the replay that h is computed from, at most.
+        uncertainty_penalty: Taken off the reward for steps on which M's ensemble (if it has one) disagrees more than is
+            usual on real steps: so many units of the reward's scale for each multiple (MOPO, Yu et al. 2020). What
+            learns in a dream alone is never set right by a real step, and goes where M is wrong to its advantage.
+            0: rewards are what M predicts.
         render_mode: None; a dream has no pictures.
 
     Raises:
@@ -110,13 +122,14 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         self,
         checkpoint: str | Path,
         *,
-        horizon: int = 50,
+        horizon: int = 200,
         temperature: float | None = None,
         start: Start = "replay",
         burn_in: int = 15,
+        uncertainty_penalty: float = 1.0,
         render_mode: str | None = None,
     ):
-        self._lanes = _Lanes(1, checkpoint, horizon, temperature, start, burn_in)
+        self._lanes = _Lanes(1, checkpoint, horizon, temperature, start, burn_in, uncertainty_penalty)
         self.observation_space, self.action_space = self._lanes.observation_space, self._lanes.action_space
         self.render_mode = render_mode
         self._is_seeded = False
@@ -143,8 +156,8 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
 class DreamVectorEnv(gym.vector.VectorEnv[np.ndarray, Any, np.ndarray]):
     """Many dreams at once, in one batch: `gymnasium.make_vec("wm_rllib/Dream-v0", num_envs=64, checkpoint=...)`.
 
-    As `DreamEnv`; a lane that has ended starts anew at the next step, whose action in that lane is ignored and whose
-    reward is 0 (gymnasium's next-step autoreset). One seed stands for all lanes.
+    As `DreamEnv`. One seed stands for all lanes. A lane that has ended starts anew: at the next step, whose action is
+    ignored in that lane and whose reward is 0, or at once (gymnasium's autoreset modes).
 
     Args:
         num_envs: B.
@@ -153,26 +166,32 @@ class DreamVectorEnv(gym.vector.VectorEnv[np.ndarray, Any, np.ndarray]):
         temperature: The same.
         start: The same.
         burn_in: The same.
+        uncertainty_penalty: The same.
         render_mode: The same.
+        autoreset_mode: "NextStep" or "SameStep"; with the latter `infos["final_obs"]` has a dream's last observation.
     """
 
-    metadata = {  # noqa: RUF012  (gymnasium's own form)
-        "render_modes": [],
-        "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP,
-    }
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  (gymnasium's own form)
 
     def __init__(
         self,
         num_envs: int,
         checkpoint: str | Path,
         *,
-        horizon: int = 50,
+        horizon: int = 200,
         temperature: float | None = None,
         start: Start = "replay",
         burn_in: int = 15,
+        uncertainty_penalty: float = 1.0,
         render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     ):
-        self._lanes = _Lanes(num_envs, checkpoint, horizon, temperature, start, burn_in)
+        mode = AutoresetMode(autoreset_mode)
+        if mode is AutoresetMode.DISABLED:
+            raise ValueError(f"autoreset_mode is {autoreset_mode!r}, but must be 'NextStep' or 'SameStep'.")
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self._resets_at_once = mode is AutoresetMode.SAME_STEP
+        self._lanes = _Lanes(num_envs, checkpoint, horizon, temperature, start, burn_in, uncertainty_penalty)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_observation_space = self._lanes.observation_space
         self.single_action_space = self._lanes.action_space
@@ -192,17 +211,24 @@ class DreamVectorEnv(gym.vector.VectorEnv[np.ndarray, Any, np.ndarray]):
         return self._lanes.observations(), {}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
-        """One imagined step in each lane, or a new start where the last one ended.
+        """One imagined step in each lane, and new starts as the autoreset mode says.
 
         Raises:
             ValueError: An action is not in the action space.
         """
         rewards, terminateds, truncateds = self._lanes.step(actions)
-        begins = self._ended
+        infos: Info = {}
+        if self._resets_at_once:
+            begins = terminateds | truncateds
+            last = self._lanes.observations()
+            for lane in np.flatnonzero(begins):
+                infos = self._add_info(infos, {"final_obs": last[lane], "final_info": {}}, int(lane))
+        else:
+            begins = self._ended
+            rewards[begins], terminateds, truncateds = 0.0, terminateds & ~begins, truncateds & ~begins
+            self._ended = terminateds | truncateds
         self._lanes.begin(begins, self.np_random)
-        rewards[begins], terminateds, truncateds = 0.0, terminateds & ~begins, truncateds & ~begins
-        self._ended = terminateds | truncateds
-        return self._lanes.observations(), rewards, terminateds, truncateds, {}
+        return self._lanes.observations(), rewards, terminateds, truncateds, infos
 
 
 def register_dream() -> None:

@@ -13,7 +13,7 @@ from wm_rllib.models.controller import Controller
 from wm_rllib.models.cutting import Cuts, make_cutter
 from wm_rllib.models.fused import FusedTransition, can_fuse
 from wm_rllib.models.imagining import SMALLEST_UNIFORM, StepNoise, imagined_step
-from wm_rllib.models.mdn_rnn import State
+from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureNoise, draw_noise
 from wm_rllib.models.stack import Stack, flat_layers
 from wm_rllib.models.world_model import WorldModel
@@ -288,11 +288,21 @@ def bonus(
     encoded = world_model.codec.encode(actions.flatten(0, 1))
     total = torch.zeros(len(z), device=z.device)
     if exploration_bonus:
-        excess = (mdn_rnn.disagreement(z, encoded) - 1.0).clamp(0.0, MAX_BONUS)
-        total += exploration_bonus * mdn_rnn.reward_scale * excess
+        total += exploration_bonus * unsureness(mdn_rnn, z, encoded)
     if optimism:
         total += optimism * mdn_rnn.optimism(z, encoded)
     return total.view(features.shape[:2])
+
+
+def unsureness(mdn_rnn: MDNRNN, z: Tensor, action: Tensor) -> Tensor:
+    """How far M's ensemble disagrees beyond what is usual on real steps, [B], in units of the reward's scale.
+
+    Args:
+        mdn_rnn: M.
+        z: [B, Z].
+        action: [B, A], model input.
+    """
+    return mdn_rnn.reward_scale * (mdn_rnn.disagreement(z, action) - 1.0).clamp(0.0, MAX_BONUS)
 
 
 def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> PlainActor | ControllerActor:
