@@ -13,6 +13,7 @@ from test_dream_env import write_checkpoint
 from test_merge import OBSERVATIONS, SPACES, config_of, fit, make_learner
 from torch import Tensor
 
+from wm_rllib import WorldModelPPOConfig
 from wm_rllib.cli.main import main
 from wm_rllib.learner import WorldModelPPOLearner
 from wm_rllib.policy import load_policy
@@ -41,9 +42,13 @@ def heir(source: Path, **settings: Any) -> WorldModelPPOLearner:
     """A learner of a new run that has taken over what its settings say."""
     config = config_of(transfer_from=str(source), seed=1, **settings)
     learner = make_learner(config)
-    own = config.world_model_config(OBSERVATIONS, SPACES["discrete"])
-    learner.take_over(Reference(transferred_weights(source, config.transferred_parts, own)))
+    learner.take_over(Reference(taken_over(source, config)))
     return learner
+
+
+def taken_over(source: Path, config: WorldModelPPOConfig, space: str = "discrete") -> dict[str, Tensor]:
+    own = config.world_model_config(OBSERVATIONS, SPACES[space])
+    return transferred_weights(source, config.transferred_parts, own)
 
 
 def weights(learner: WorldModelPPOLearner) -> dict[str, Tensor]:
@@ -112,14 +117,12 @@ def test_ms_units_of_change_are_taken_over_and_frozen_with_it(tmp_path: Path):
 )
 def test_what_does_not_fit_is_named_with_both_values(source: Path, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        heir(source, **settings)
+        taken_over(source, config_of(transfer_from=str(source), **settings))
 
 
 def test_spaces_have_to_fit_for_what_depends_on_them(source: Path, tmp_path: Path):
     def check(checkpoint: Path, space: str, parts: str) -> None:
-        config = config_of(space, transfer_from=str(checkpoint), transfer_parts=parts)
-        own = config.world_model_config(OBSERVATIONS, SPACES[space])
-        transferred_weights(checkpoint, config.transferred_parts, own)
+        taken_over(checkpoint, config_of(space, transfer_from=str(checkpoint), transfer_parts=parts), space)
 
     check(source, "multi", "v")  # V knows nothing of actions
     with pytest.raises(ValueError, match=r"action space is Discrete\(2\) there and MultiDiscrete\(\[2 3\]\) in this"):
