@@ -1,7 +1,8 @@
 """World models for RLlib: PPO that learns from real and imagined experience at once.
 
-Public names: `WorldModelPPO`, `WorldModelPPOConfig`, and `load_policy` for inference outside of training. Importing
-this package registers "WorldModelPPO" with Ray Tune.
+Public names: `WorldModelPPO`, `WorldModelPPOConfig`, `load_policy` for inference outside of training, the dream as an
+environment, `DreamEnv` and `DreamVectorEnv`. Importing this package registers "WorldModelPPO" with Ray Tune and
+"wm_rllib/Dream-v0" with Gymnasium.
 """
 
 import os
@@ -14,9 +15,18 @@ from ray.tune.registry import register_trainable
 
 from wm_rllib.algorithm import WorldModelPPO
 from wm_rllib.config import WorldModelPPOConfig
+from wm_rllib.dream_env import DreamEnv, DreamVectorEnv, register_dream
 from wm_rllib.policy import WorldModelPolicy, load_policy
 
-__all__ = ["WorldModelPPO", "WorldModelPPOConfig", "WorldModelPolicy", "load_policy", "register"]
+__all__ = [
+    "DreamEnv",
+    "DreamVectorEnv",
+    "WorldModelPPO",
+    "WorldModelPPOConfig",
+    "WorldModelPolicy",
+    "load_policy",
+    "register",
+]
 __version__ = "0.1.0"
 
 
@@ -29,3 +39,4 @@ def register() -> None:
 
 
 register()
+register_dream()

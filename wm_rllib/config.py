@@ -29,6 +29,7 @@ from wm_rllib.policy_module import WorldModelPPOModule
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.settings import check_attrs
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
+from wm_rllib.transfer import MDN_RNN, PARTS
 from wm_rllib.world_model_module import WORLD_MODEL_CONFIG, WorldModelRLModule
 
 
@@ -71,6 +72,9 @@ class WorldModelPPOConfig(PPOConfig):
         self.termination_loss_coeff = 5.0
         self.shuffled_coeff = 0.1
         self.ensemble_size = 3
+        self.transfer_from: str | None = None
+        self.transfer_parts = "vm"
+        self.transfer_frozen = False
         self.world_model_grad_clip: float | None = 10.0
         self.fit_final_lr_fraction = 0.1
         self.sequence_length = 32
@@ -174,6 +178,9 @@ class WorldModelPPOConfig(PPOConfig):
         termination_loss_coeff: float = NotProvided,
         shuffled_coeff: float = NotProvided,
         ensemble_size: int = NotProvided,
+        transfer_from: str | None = NotProvided,
+        transfer_parts: str = NotProvided,
+        transfer_frozen: bool = NotProvided,
         world_model_grad_clip: float | None = NotProvided,
         fit_final_lr_fraction: float = NotProvided,
         sequence_length: int = NotProvided,
@@ -212,6 +219,10 @@ class WorldModelPPOConfig(PPOConfig):
             shuffled_coeff: Weight, in the termination loss, of transitions that are shuffled dimension by dimension and
                 count as no termination: M believes in ends where it saw them, and not beyond. 0: none.
             ensemble_size: Members of the ensemble that says where M is unsure; 0 for none.
+            transfer_from: Checkpoint of another run, in an environment with the same spaces, whose V and M this one
+                starts with, units included.
+            transfer_parts: "vm": V and M are taken over; "v": V alone.
+            transfer_frozen: Whether they keep those weights; otherwise they are trained on.
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
             fit_final_lr_fraction: Learning rates of V and M at each fit's end, as a fraction of those at its start.
             sequence_length: Transitions in a training sequence.
@@ -350,6 +361,17 @@ class WorldModelPPOConfig(PPOConfig):
         return Bounds(low, high, self.min_imagination_horizon, self.imagination_horizon)
 
     @property
+    def transferred_parts(self) -> frozenset[str]:
+        """What of the world model comes from another run."""
+        return PARTS[self.transfer_parts] if self.transfer_from is not None else frozenset()
+
+    @property
+    def frozen_parts(self) -> frozenset[str]:
+        """What of the world model is never trained."""
+        frozen = self.transferred_parts if self.transfer_frozen else frozenset()
+        return frozen | {MDN_RNN} if self.mdn_frozen else frozen
+
+    @property
     def is_single_process(self) -> bool:
         """Whether nothing is remote: the deterministic setting."""
         return not (self.num_env_runners or self.num_dreamers_to_place or self.num_learners or self.replay_is_remote)
@@ -392,6 +414,7 @@ class WorldModelPPOConfig(PPOConfig):
             termination_loss_coeff=self.termination_loss_coeff,
             shuffled_coeff=float(self.shuffled_coeff),
             ensemble_size=self.ensemble_size,
+            temperature=float(self.temperature),
         )
         return WorldModelConfig(
             vae=vae,

@@ -26,6 +26,11 @@ def _broken(config: Any) -> Iterator[str]:
         )
     if not config.policy_hidden_dims:
         yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
+    if config.transfer_frozen and config.transfer_from is None:
+        yield (
+            "transfer_frozen = True keeps what comes from another run, but transfer_from = None names none. Fix: "
+            "transfer_from a checkpoint, or transfer_frozen false."
+        )
     yield from _of_dreams(config)
     if config.overlap and not config.in_evaluation:  # evaluation env runners have a config of their own
         yield from _of_overlap(config)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from wm_rllib.dreamer import DreamerSpec
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
 from wm_rllib.iteration import IterationReport
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.parameter_server import ParameterClient
 from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.publishing import Publisher
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase, TrainingState
 
@@ -74,11 +76,26 @@ class EvaluatedPPO(PPO):
         )
 
     def get_policy(self) -> WorldModelPolicy:
-        """A copy of the agent as it acts now: V, M and C of the newest published record."""
+        """A copy of the agent as it acts now, and of its critic: V, M and C as the learners have them."""
         spec = self._dreamer_spec()
-        weights = ParameterClient(None).take(self._publisher.record)
-        assert weights.world_model is not None and weights.policy is not None
-        world_model, module = WorldModel(spec.world_model).eval(), spec.policy.build()
-        world_model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.world_model.items()})
-        module.set_state(weights.policy)
+        # What is published for acting has no critic.
+        weights = self.learner_group.get_weights()
+        world_model, module = WorldModel(spec.world_model).eval(), replace(spec.policy, inference_only=False).build()
+        module.set_state(weights[DEFAULT_MODULE_ID])
+        holder = weights[WORLD_MODEL_MODULE_ID]
+        prefix = "world_model."
+        world_model.load_state_dict({name.removeprefix(prefix): torch.as_tensor(holder[name]) for name in holder})
         return WorldModelPolicy(world_model, module)
+
+    def imagine_rollout(self, start_obs: Any, horizon: int | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Imagines what the agent would do and meet from some observations on.
+
+            trajectory = algo.imagine_rollout(observation, horizon=20)
+            trajectory["values"].sum(dim=1)
+
+        Args:
+            start_obs: See `WorldModelPolicy.imagine_rollout`, which `load_policy` gives without Ray.
+            horizon: The same.
+            **kwargs: The same.
+        """
+        return self.get_policy().imagine_rollout(start_obs, horizon, **kwargs)

@@ -30,6 +30,7 @@ from wm_rllib.mixing import may_dream
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
+from wm_rllib.transfer import MDN_RNN, VAE
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class WorldModelPPOLearner(MergingLearner):
     def _fit_columns(self, training_data: TrainingData) -> tuple[str, RowColumns]:
         """The stacked sequences of a fit, one row each."""
         batch = super()._make_batch_if_necessary(training_data).policy_batches[WORLD_MODEL_MODULE_ID]
-        if not (self.config.mdn_frozen and self.world_model.mdn_rnn.has_change_scale):
+        if not (MDN_RNN in self.config.frozen_parts and self.world_model.mdn_rnn.has_change_scale):
             self._measure_change(batch[Columns.OBS][:MEASURED_SEQUENCES], batch[MASK][:MEASURED_SEQUENCES])
         return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
 
@@ -286,9 +287,10 @@ class WorldModelPPOLearner(MergingLearner):
 
     def _own_lr_scale(self, optimizer_name: str) -> float:
         """Factor of V's or M's learning rate in a fit; 0 keeps Adam from changing a single bit."""
-        if optimizer_name.endswith(MDN_RNN_OPTIMIZER):
-            return 0.0 if self.config.mdn_frozen else 1.0
-        return self._vae_lr_scale
+        is_m = optimizer_name.endswith(MDN_RNN_OPTIMIZER)
+        if (MDN_RNN if is_m else VAE) in self.config.frozen_parts:
+            return 0.0
+        return 1.0 if is_m else self._vae_lr_scale
 
     # --- what the algorithm asks of learners --------------------------------------------------------------------------
 
@@ -298,11 +300,21 @@ class WorldModelPPOLearner(MergingLearner):
         return self.module[WORLD_MODEL_MODULE_ID].unwrapped().world_model
 
     def set_normalisation(self, stats: dict[str, np.ndarray]) -> None:
-        """Fixes the units of observations and rewards, once, after the random phase."""
+        """Fixes the units of observations and rewards, once, after the random phase.
+
+        Networks that come from another run have learnt theirs, and keep them.
+        """
         tensors = {name: torch.tensor(value, device=self._device) for name, value in stats.items()}
-        self.world_model.vae.set_normalisation(tensors["obs_mean"], tensors["obs_scale"])
-        names = ("reward_mean", "reward_scale", "last_reward_scale", "termination_rate")
-        self.world_model.mdn_rnn.set_normalisation(*(tensors[name] for name in names))
+        transferred = self.config.transferred_parts
+        if VAE not in transferred:
+            self.world_model.vae.set_normalisation(tensors["obs_mean"], tensors["obs_scale"])
+        if MDN_RNN not in transferred:
+            names = ("reward_mean", "reward_scale", "last_reward_scale", "termination_rate")
+            self.world_model.mdn_rnn.set_normalisation(*(tensors[name] for name in names))
+
+    def take_over(self, weights_ref: ray.ObjectRef) -> None:
+        """Starts with weights of another run: some or all of the world model's, by name."""
+        self.world_model.load_state_dict(ray.get(weights_ref), strict=False)
 
     def judge(self, windows_ref: ray.ObjectRef, seed: int | None) -> Judgement | None:
         """What learner 0 finds of M on fresh experience, for the gate; None from the others."""

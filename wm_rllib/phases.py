@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import ray
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from wm_rllib.calling import call
@@ -12,6 +13,7 @@ from wm_rllib.mixing import imagined_rows
 from wm_rllib.spaces import scale_from_bounds
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase
+from wm_rllib.transfer import transferred_weights
 
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
@@ -20,11 +22,29 @@ RANDOM_ROUND = 1000
 def collect_randomly(stages: Stages) -> None:
     """Steps the environments with random actions; the phase ends with `random_collection_steps`."""
     config, state = stages.config, stages.parts.state
+    if config.transfer_from is not None and not state.transferred:
+        take_over(stages)
     missing = config.random_collection_steps - state.num_env_steps
     chunk = max(RANDOM_ROUND, config.total_train_batch_size)
     stages.collect(min(missing, chunk), random_actions=True)
     if state.num_env_steps >= config.random_collection_steps:
         state.phase = Phase.PRETRAIN
+
+
+def take_over(stages: Stages) -> None:
+    """Gives V and M the weights of another run, before the first real step.
+
+    Raises:
+        FileNotFoundError: `transfer_from` is no checkpoint.
+        ValueError: It does not fit this run's spaces or sizes.
+    """
+    config, state = stages.config, stages.parts.state
+    own = config.world_model_config(*stages.parts.env_runners.get_spaces()[INPUT_ENV_SINGLE_SPACES])
+    weights = transferred_weights(config.transfer_from, config.transferred_parts, own)
+    on_learners(stages.parts.learners, "take_over", weights_ref=ray.put(weights))
+    state.transferred = True
+    state.world_model_version += 1
+    stages.publish(policy=False, world_model=True)
 
 
 def pretrain(stages: Stages) -> None:
@@ -36,7 +56,11 @@ def pretrain(stages: Stages) -> None:
     on_learners(stages.parts.learners, "set_normalisation", stats=stats)
     steps = call(service, "stats")["num_timesteps"]
     sequences = -(-steps // config.sequence_length)
-    stages.fit(-(-config.pretrain_epochs * sequences // (config.sequence_batch_size * stages.num_shards)))
+    updates = -(-config.pretrain_epochs * sequences // (config.sequence_batch_size * stages.num_shards))
+    if updates:
+        stages.fit(updates)
+    else:
+        stages.publish(policy=False, world_model=True)  # the units
     stages.parts.state.phase = Phase.MIXED
 
 

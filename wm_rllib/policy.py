@@ -17,6 +17,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor
 
+from wm_rllib.imagination import check_dream_settings, planned_actions, seeded, start_states
+from wm_rllib.models.imagining import Imagined, imagine
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.pipelines import actions_for_env
@@ -61,13 +63,98 @@ class WorldModelPolicy:
     def act(self, observations: np.ndarray, state: State, *, explore: bool = False) -> tuple[np.ndarray, State]:
         """Actions [B, ...] in env space for observations [B, *O], and the memory after them."""
         z = self.world_model.vae.encode(torch.as_tensor(observations))
-        forward = self.module.forward_exploration if explore else self.module.forward_inference
-        logits = forward({Columns.OBS: self.world_model.features(z, state[0])})[Columns.ACTION_DIST_INPUTS]
-        if explore:
-            actions = self.module.get_exploration_action_dist_cls().from_logits(logits).sample()
-        else:
-            actions = self.module.get_inference_action_dist_cls().from_logits(logits).to_deterministic().sample()
+        actions = self._choose(z, state[0], explore)
         return self._to_env(actions.numpy()), self.world_model.advance(z, actions, state)
+
+    def _choose(self, z: Tensor, h: Tensor, explore: bool) -> Tensor:
+        """Actions [B, ...] in policy space on latents [B, Z] and hidden states [B, D]."""
+        forward = self.module.forward_exploration if explore else self.module.forward_inference
+        logits = forward({Columns.OBS: self.world_model.features(z, h)})[Columns.ACTION_DIST_INPUTS]
+        if explore:
+            return self.module.get_exploration_action_dist_cls().from_logits(logits).sample()
+        return self.module.get_inference_action_dist_cls().from_logits(logits).to_deterministic().sample()
+
+    @torch.no_grad()
+    def imagine_rollout(
+        self,
+        start_obs: Any,
+        horizon: int | None = None,
+        *,
+        history_actions: Any = None,
+        actions: Any = None,
+        explore: bool = False,
+        temperature: float | None = None,
+        num_samples: int = 1,
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Imagines what would happen: H steps inside the world model from each of B starts.
+
+        Rows: B * num_samples of them, called B below; the samples of one start follow each other, so that
+        `result["rewards"].view(B, num_samples, H)` has them apart. Time is that of `wm_rllib.models`: index t of
+        everything is what the action at t was chosen on, that action, or what it brought. A sampled termination is
+        marked, and the lane goes on as if the episode did: `valid` says which transitions count.
+
+        Args:
+            start_obs: One observation [*O] or B of them [B, *O]; with `history_actions` one history [L + 1, *O] or B of
+                them [B, L + 1, *O], whose last observation is the start. Without a history h is 0, as when an episode
+                begins.
+            horizon: H; may be left out where `actions` are given.
+            history_actions: [L, ...] or [B, L, ...] in env space, between the observations of the history.
+            actions: [B, H, ...] in env space ([H, ...] too for a single start): done instead of what C would do.
+            explore: Whether C's actions are sampled, as in training, or greedy.
+            temperature: tau of M's mixture; None: that of the training run.
+            num_samples: Lanes for each start.
+            seed: Makes the result reproducible and leaves torch's global generator alone; None draws from that.
+
+        Returns:
+            CPU tensors. observations [B, H, *O] (decoded from latents, the first one too), latents [B, H, Z],
+            hidden_states [B, H, D], actions [B, H, ...] in env space, rewards [B, H], terminateds [B, H] bool (sampled
+            from) termination_probs [B, H], values [B, H] (the critic's, of latents and hidden states), valid [B, H]
+            bool (up to and including the first termination). What follows the last action: bootstrap_observations
+            [B, *O], bootstrap_latents [B, Z], bootstrap_hidden_states [B, D] and bootstrap_values [B], which count only
+            where nothing terminated.
+
+        Raises:
+            ValueError: A shape, an action or a number does not fit; the message has the expected and the given one.
+        """
+        model = self.world_model
+        z, state = start_states(model, start_obs, history_actions)
+        given = None if actions is None else planned_actions(self.action_space, actions, len(z), horizon)
+        if horizon is None and given is not None:
+            horizon = given.shape[1]
+        temperature = model.config.mdn_rnn.temperature if temperature is None else temperature
+        check_dream_settings(horizon, temperature, num_samples)
+        assert horizon is not None
+        z, h, c = (start.repeat_interleave(num_samples, 0) for start in (z, *state))
+        planned: Tensor | None = None
+        if given is not None:
+            given = given.repeat(num_samples, 0)
+            planned = torch.as_tensor(model.codec.env_to_policy(given))
+
+        def act(t: int, z: Tensor, h: Tensor) -> Tensor:
+            return self._choose(z, h, explore) if planned is None else planned[:, t]
+
+        with seeded(seed):
+            dream = imagine(model, act, z, (h, c), horizon, temperature)
+        return self._as_trajectory(dream, self._to_env(dream.actions.numpy()) if given is None else given)
+
+    def _as_trajectory(self, dream: Imagined, actions: np.ndarray) -> dict[str, Tensor]:
+        """What `imagine_rollout` returns, of a dream and its actions [B, H, ...] in env space."""
+        states = {
+            "observations": self.world_model.vae.decode(dream.latents),
+            "latents": dream.latents,
+            "hidden_states": dream.hidden_states,
+            "values": self.values(dream.latents, dream.hidden_states),
+        }
+        return {
+            **{name: column[:, :-1] for name, column in states.items()},
+            "actions": torch.as_tensor(actions),
+            "rewards": dream.rewards,
+            "terminateds": dream.terminateds,
+            "termination_probs": dream.termination_probs,
+            "valid": dream.valid,
+            **{f"bootstrap_{name}": column[:, -1] for name, column in states.items()},
+        }
 
     @torch.no_grad()
     def values(self, z: Tensor, h: Tensor) -> Tensor:
@@ -90,14 +177,27 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
     Raises:
         FileNotFoundError: The folder does not exist or is no such checkpoint.
     """
-    modules = Path(checkpoint) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
-    for name in (DEFAULT_MODULE_ID, WORLD_MODEL_MODULE_ID):
-        if not (modules / name).is_dir():
-            raise FileNotFoundError(
-                f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder "
-                f"{(modules / name).relative_to(checkpoint)}. "
-                "Name a folder written by `train` (runs/.../checkpoints/best), by Tune or by save_to_path."
-            )
-    module = RLModule.from_checkpoint((modules / DEFAULT_MODULE_ID).absolute())
-    world_model = RLModule.from_checkpoint((modules / WORLD_MODEL_MODULE_ID).absolute()).world_model.eval()
-    return WorldModelPolicy(world_model, module)
+    module = RLModule.from_checkpoint(_module_folder(checkpoint, DEFAULT_MODULE_ID))
+    return WorldModelPolicy(load_world_model(checkpoint).world_model.eval(), module)
+
+
+def load_world_model(checkpoint: str | Path) -> Any:
+    """Loads V and M from a checkpoint of WorldModelPPO, as a `WorldModelRLModule`: with the environment's spaces.
+
+    Args:
+        checkpoint: As for `load_policy`.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or is no such checkpoint.
+    """
+    return RLModule.from_checkpoint(_module_folder(checkpoint, WORLD_MODEL_MODULE_ID))
+
+
+def _module_folder(checkpoint: str | Path, name: str) -> Path:
+    folder = Path(checkpoint) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder {folder.relative_to(checkpoint)}. "
+            "Name a folder written by `train` (runs/.../checkpoints/best), by Tune or by save_to_path."
+        )
+    return folder.absolute()

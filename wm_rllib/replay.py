@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 WORLD_MODEL_MODULE_ID = "world_model"
 MASK = "mask"
+REPLAY_FILE = "replay.pkl"
 
 Arrays = dict[str, np.ndarray]
 
@@ -99,6 +100,11 @@ class SequenceReplay(EpisodeReplayBuffer):
         for episode, t in (self._random_step() for _ in range(num_starts)):
             windows.append((episode, max(0, t - burn_in), t))
         return self._gather(windows, burn_in, align_end=True)
+
+    def first_observations(self) -> np.ndarray:
+        """The first observations [N, *O] of all episodes whose beginning is stored."""
+        whole = [episode for episode in self.episodes if not episode.t_started]
+        return np.stack([_episode_arrays(episode)[0][0] for episode in whole]) if whole else np.empty(0)
 
     def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays | None:
         """Windows that start at steps of the newest `add`, drawn evenly, with the steps before them.
@@ -243,12 +249,12 @@ class ReplayService:
     def save(self, directory: str, filesystem: Any) -> None:
         """Writes the buffer into `directory` of a pyarrow filesystem."""
         filesystem.create_dir(directory, recursive=True)
-        with filesystem.open_output_stream(str(PurePosixPath(directory) / "replay.pkl")) as stream:
+        with filesystem.open_output_stream(str(PurePosixPath(directory) / REPLAY_FILE)) as stream:
             pickle.dump(self.get_state(), stream, protocol=pickle.HIGHEST_PROTOCOL)
 
     def restore(self, directory: str, filesystem: Any) -> None:
         """Reads what `save` wrote."""
-        with filesystem.open_input_stream(str(PurePosixPath(directory) / "replay.pkl")) as stream:
+        with filesystem.open_input_stream(str(PurePosixPath(directory) / REPLAY_FILE)) as stream:
             self.set_state(pickle.loads(stream.read()))
 
 

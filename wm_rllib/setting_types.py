@@ -133,9 +133,9 @@ def one_of(*words: str) -> Any:
     return _described(literal, " or ".join(f'"{word}"' for word in words))
 
 
-def text() -> Any:
+def text(*, optional: bool = False) -> Any:
     """Return the type of a text that is not empty."""
-    return _described(Annotated[str, Field(strict=True, min_length=1)], "a text")
+    return _or_null(Annotated[str, Field(strict=True, min_length=1)], "a text", optional)
 
 
 def class_path() -> Any:

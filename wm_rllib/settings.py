@@ -131,6 +131,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("nll_coeff", "nll_coeff", number(above=0), "Weight of the latent's negative log-likelihood."),
     ),
     *_section(
+        "world_model.transfer.",
+        ("from", "transfer_from", text(optional=True), "Checkpoint of another run whose V and M to start with."),
+        ("parts", "transfer_parts", one_of("v", "vm"), "What to take over of it: V alone, or V and M."),
+        ("frozen", "transfer_frozen", boolean(), "Keep what was taken over as it is; false: train it on."),
+    ),
+    *_section(
         "world_model.training.",
         ("pretrain_epochs", "pretrain_epochs", whole(0), "Passes over the collected sequences."),
         ("updates_per_step", "updates_per_step", number(0), "World-model gradient steps per real step, mixed phase."),

@@ -26,6 +26,7 @@ from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
 from wm_rllib.seeding import stage_seed
 from wm_rllib.training_state import Phase, TrainingState
+from wm_rllib.transfer import WHOLE
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +165,10 @@ class Stages:
             self.fit(updates)
 
     def fit(self, num_updates: int) -> None:
-        """Gradient steps on V and M, in one call to the learners, and their publication."""
+        """Gradient steps on V and M, in one call to the learners, and their publication; none if both are frozen."""
         config, state = self.config, self.parts.state
+        if config.frozen_parts == WHOLE:
+            return
         seed = self.seed("fit")
         with self.report.stage("replay"):
             if seed is not None:
@@ -185,7 +188,7 @@ class Stages:
         self.report.fit_updates += num_updates
         self.report.take_fit_losses(self.parts.metrics)
         state.world_model_version += 1
-        self._publish(policy=False, world_model=True)
+        self.publish(policy=False, world_model=True)
 
     # --- dreams and updates ------------------------------------------------------------------------------------------
 
@@ -267,7 +270,7 @@ class Stages:
             logger.warning("an update lost %d rows with the process that had them; its ratio is kept", lost)
         self.report.take_update_losses(self.parts.metrics)
         self.parts.state.policy_version += 1
-        self._publish(policy=True, world_model=False)
+        self.publish(policy=True, world_model=False)
 
     def _episode_refs(self, real: RealExperience | None) -> list[ray.ObjectRef]:
         """References for `LearnerGroup.update`: equally many for each learner, learner 0's first."""
@@ -275,6 +278,7 @@ class Stages:
             return [ray.put([])] * self.num_shards
         return [ref for refs in real.shard_refs for ref in refs]
 
-    def _publish(self, *, policy: bool, world_model: bool) -> None:
+    def publish(self, *, policy: bool, world_model: bool) -> None:
+        """What the learners have now, under a new sequence number."""
         with self.report.stage("publish"):
             self.parts.publisher.publish(self._iteration(), policy=policy, world_model=world_model)

@@ -36,6 +36,7 @@ class TrainingState:
         evaluated_at: Real env steps at the last periodic evaluation.
         banked_rows: Real rows that are counted and in the replay, and whose PPO update is still to come.
         server_restarts: How often the parameter server was found in another process.
+        transferred: Whether V and M of another run were taken over; a resumed run must not do so again.
         resumes: How often training went on from a checkpoint.
         gate: What the gate knows of M.
     """
@@ -51,6 +52,7 @@ class TrainingState:
     evaluated_at: int = 0
     banked_rows: int = 0
     server_restarts: int = 0
+    transferred: bool = False
     resumes: int = 0
     gate: Gate = field(default_factory=Gate)
 

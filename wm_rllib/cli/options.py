@@ -34,6 +34,8 @@ FIXED_BY_CHECKPOINT = frozenset(
         "world_model.mdn_rnn.num_mixtures",
         "world_model.mdn_rnn.mixture",
         "world_model.mdn_rnn.residual",
+        "world_model.transfer.from",
+        "world_model.transfer.parts",
         "world_model.training.controller_inputs",
         "ppo.hidden_dims",
     }

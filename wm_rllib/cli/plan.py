@@ -79,10 +79,12 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     folder = named or RunFolder(_unnamed_run_dir(source, values["env.id"]))
     if not _goes_on_in(folder, args, source):
         folder.refuse_if_used()
-    check_env(values)
+    spaces = check_env(values)
     config = _make_config(values, args)
     config.wm_run_name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]  # the monitoring's name for it
     tree = resolved_tree(config, values)
+    if source is None and config.transfer_from is not None:
+        _find_transfer(config, spaces)
     return RunPlan(folder, values, config, tree, source, meta, changed)
 
 
@@ -144,8 +146,24 @@ def _goes_on_in(folder: RunFolder, args: argparse.Namespace, source: Path | None
     return source is not None and source.parent.resolve() == folder.checkpoints.resolve()
 
 
-def check_env(values: Mapping[str, Any]) -> None:
-    """Make sure that the environment of the values exists and is supported.
+def _find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:
+    """Find the checkpoint whose V and M a new run starts with, and make sure that they fit.
+
+    Raises:
+        CommandError: If there is none, or it does not fit.
+    """
+    from wm_rllib.transfer import transferred_weights
+
+    found = checkpoints.resolve(config.transfer_from, (BEST, LAST))
+    try:
+        transferred_weights(found, config.transferred_parts, config.world_model_config(*spaces))
+    except (FileNotFoundError, ValueError) as error:
+        raise CommandError(str(error)) from None
+    config.transfer_from = str(found.resolve())
+
+
+def check_env(values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the spaces of the environment of the values, having made sure that it exists and is supported.
 
     Raises:
         SettingError: If it does not exist.
@@ -158,6 +176,7 @@ def check_env(values: Mapping[str, Any]) -> None:
         check_spaces(*spaces, vectors_only=values.get("world_model.vae.class") is None)
     except ValueError as error:
         raise CommandError(f"environment {values['env.id']!r}: {error}") from None
+    return spaces
 
 
 def _make_config(values: Mapping[str, Any], args: argparse.Namespace) -> Any:

@@ -43,6 +43,8 @@ class MDNRNNConfig:
     termination_loss_coeff: float
     ensemble_size: int
     """Members of the ensemble that says where M is not to be trusted; 0 for none."""
+    temperature: float = 1.0
+    """What `imagine_rollout` and `DreamEnv` dream at unless they are told; checkpoints from before do not say."""
 
 
 @dataclass(frozen=True)

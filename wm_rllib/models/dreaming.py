@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from wm_rllib.models.controller import Controller
 from wm_rllib.models.cutting import Cuts, make_cutter
 from wm_rllib.models.fused import FusedTransition, can_fuse
-from wm_rllib.models.mdn_rnn import State
-from wm_rllib.models.mixture import MixtureNoise, draw_noise, sample_mixture
+from wm_rllib.models.imagining import SMALLEST_UNIFORM, StepNoise, imagined_step
+from wm_rllib.models.mdn_rnn import MDNRNN, State
+from wm_rllib.models.mixture import MixtureNoise, draw_noise
 from wm_rllib.models.stack import Stack, flat_layers
 from wm_rllib.models.world_model import WorldModel
 
@@ -22,8 +23,6 @@ Policy = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 MAX_BONUS = 5.0
 """Of a step: what is far away from all that is known is not worth more than what is just outside."""
-SMALLEST_UNIFORM = 2.0**-25
-"""Below every positive number that torch.rand draws; its logit is finite."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +144,11 @@ class PlainTransition:
 
     def advance(self, t: int, *, restarts: bool) -> None:
         """See `Transition`."""
-        z, action, mixture_noise = self.z, self.action, self._noise.mixture
-        state = self._mdn_rnn.step(z, action, self._state)
-        mixture = self._mdn_rnn.predict(state[0], z, action)
-        noise = MixtureNoise(mixture_noise.gumbel[t], mixture_noise.normal[t])
-        next_z = sample_mixture(mixture, self._temperature, noise)
-        outcome = self._mdn_rnn.outcome(z, action, next_z)
-        terminated = outcome.termination_logit > self._noise.death_logit[t]
-        self._rewards.append(outcome.reward_if(terminated))
+        z, action, mixture = self.z, self.action, self._noise.mixture
+        noise = StepNoise(MixtureNoise(mixture.gumbel[t], mixture.normal[t]), self._noise.death_logit[t])
+        step = imagined_step(self._mdn_rnn, z, action, self._state, self._temperature, noise)
+        next_z, state, terminated = step.z, step.state, step.terminated
+        self._rewards.append(step.reward)
         self._terminateds.append(terminated)
         if restarts:
             ended = self._cutter.cut(z, action, terminated, next_z, state[0]) if self._cutter else terminated
@@ -292,11 +288,21 @@ def bonus(
     encoded = world_model.codec.encode(actions.flatten(0, 1))
     total = torch.zeros(len(z), device=z.device)
     if exploration_bonus:
-        excess = (mdn_rnn.disagreement(z, encoded) - 1.0).clamp(0.0, MAX_BONUS)
-        total += exploration_bonus * mdn_rnn.reward_scale * excess
+        total += exploration_bonus * unsureness(mdn_rnn, z, encoded)
     if optimism:
         total += optimism * mdn_rnn.optimism(z, encoded)
     return total.view(features.shape[:2])
+
+
+def unsureness(mdn_rnn: MDNRNN, z: Tensor, action: Tensor) -> Tensor:
+    """How far M's ensemble disagrees beyond what is usual on real steps, [B], in units of the reward's scale.
+
+    Args:
+        mdn_rnn: M.
+        z: [B, Z].
+        action: [B, A], model input.
+    """
+    return mdn_rnn.reward_scale * (mdn_rnn.disagreement(z, action) - 1.0).clamp(0.0, MAX_BONUS)
 
 
 def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> PlainActor | ControllerActor:

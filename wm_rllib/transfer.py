@@ -1,0 +1,75 @@
+"""Another run's V and M as the start of a run: what is taken over, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.world_model import WorldModel
+from wm_rllib.policy import load_world_model
+
+VAE, MDN_RNN = "vae", "mdn_rnn"
+"""The attributes of `WorldModel`, with which the names of their weights begin."""
+WHOLE = frozenset({VAE, MDN_RNN})
+PARTS = {"v": frozenset({VAE}), "vm": WHOLE}
+"""What `world_model.transfer.parts` stands for."""
+
+FROM = "world_model.transfer.from"
+
+
+def transferred_weights(checkpoint: str | Path, parts: frozenset[str], own: WorldModelConfig) -> dict[str, Tensor]:
+    """Weights and units of the chosen parts of another run's world model, by their names in `WorldModel`.
+
+    Args:
+        checkpoint: Folder of the other run's checkpoint.
+        parts: Of `VAE` and `MDN_RNN`.
+        own: The settings of this run's world model.
+
+    Raises:
+        FileNotFoundError: The folder is no checkpoint of WorldModelPPO.
+        ValueError: The spaces or sizes are others; the message names both.
+    """
+    try:
+        source: WorldModel = load_world_model(checkpoint).world_model
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{FROM}: {error}") from None
+    for what, theirs, ours in _differences(source.config, own, parts):
+        raise ValueError(
+            f"{FROM} = {str(checkpoint)!r} does not fit: {what} is {theirs!r} there and {ours!r} in this run. "
+            "Fix: make them equal, or name another checkpoint."
+        )
+    weights = {name: value for name, value in source.state_dict().items() if name.partition(".")[0] in parts}
+    expected = {name: value for name, value in WorldModel(own).state_dict().items() if name.partition(".")[0] in parts}
+    if {name: value.shape for name, value in weights.items()} != {name: v.shape for name, v in expected.items()}:
+        raise ValueError(
+            f"{FROM} = {str(checkpoint)!r} does not fit: its networks have other layers than this run's. Fix: the same "
+            "V and M classes (world_model.vae.class, world_model.mdn_rnn.class) in the same version."
+        )
+    return weights
+
+
+def _differences(
+    theirs: WorldModelConfig, ours: WorldModelConfig, parts: frozenset[str]
+) -> Iterator[tuple[str, Any, Any]]:
+    """What does not fit: its name, there and here."""
+    pairs = [
+        ("the shape of observations", theirs.vae.observation_shape, ours.vae.observation_shape),
+        ("world_model.vae.latent_dim", theirs.vae.latent_dim, ours.vae.latent_dim),
+        ("world_model.vae.hidden_dims", list(theirs.vae.hidden_dims), list(ours.vae.hidden_dims)),
+    ]
+    if MDN_RNN in parts:
+        pairs.append(("the action space", _actions(theirs), _actions(ours)))
+        for name in ("hidden_dim", "head_hidden_dims", "num_mixtures", "mixture", "residual", "ensemble_size"):
+            pairs.append((f"world_model.mdn_rnn.{name}", getattr(theirs.mdn_rnn, name), getattr(ours.mdn_rnn, name)))
+    return ((what, there, here) for what, there, here in pairs if there != here)
+
+
+def _actions(config: WorldModelConfig) -> Any:
+    """What must be equal of the action space: a Box's bounds may differ, as M sees actions in units of them."""
+    space = config.action_space
+    return f"Box of shape {space.shape}" if isinstance(space, Box) else space
