@@ -31,15 +31,18 @@ class WorldModelPolicy:
     Args:
         world_model: V and M, in eval mode.
         module: The PPO RLModule, acting on features.
+        discount: gamma, which its critic was trained with.
 
     Attributes:
         world_model: As given.
         module: As given; one that was loaded from a checkpoint has its critic.
         action_space: The environment's.
+        discount: As given.
     """
 
-    def __init__(self, world_model: WorldModel, module: Any):
+    def __init__(self, world_model: WorldModel, module: Any, discount: float = 0.99):
         self.world_model = world_model
+        self.discount = discount
         self.action_space = world_model.config.action_space
         self.module = module
         self._state = self.initial_state(1)

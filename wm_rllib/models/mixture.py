@@ -50,13 +50,18 @@ def mixture_nll(params: MixtureParams, target: Tensor) -> Tensor:
 
 
 def draw_noise(
-    shape: tuple[int, ...], num_mixtures: int, latent_dim: int, joint: bool, device: torch.device
+    shape: tuple[int, ...],
+    num_mixtures: int,
+    latent_dim: int,
+    joint: bool,
+    device: torch.device,
+    generator: torch.Generator | None = None,
 ) -> MixtureNoise:
-    """Noise for draws of batch shape `shape`, from torch's global generator."""
+    """Noise for draws of batch shape `shape`, from a generator; None: torch's global one."""
     choice = (*shape, num_mixtures) if joint else (*shape, num_mixtures, latent_dim)
     # Gumbel noise from exponentials: -log(Exp(1)) is standard Gumbel, and never log(0).
-    gumbel = -torch.empty(choice, device=device).exponential_().log()
-    return MixtureNoise(gumbel, torch.randn((*shape, latent_dim), device=device))
+    gumbel = -torch.empty(choice, device=device).exponential_(generator=generator).log()
+    return MixtureNoise(gumbel, torch.randn((*shape, latent_dim), device=device, generator=generator))
 
 
 def sample_mixture(params: MixtureParams, temperature: float, noise: MixtureNoise) -> Tensor:
