@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from wm_rllib.dreamer import DreamerSpec
 from wm_rllib.evaluation import EvaluationResult
@@ -73,12 +75,19 @@ class EvaluatedPPO(PPO):
             timeout_s=self.config.evaluation_sample_timeout_s,
         )
 
-    def get_policy(self) -> WorldModelPolicy:
-        """A copy of the agent as it acts now: V, M and C of the newest published record."""
+    def get_policy(self, *, critic: bool = False) -> WorldModelPolicy:
+        """A copy of the agent as it acts now: V, M and C of the newest published record.
+
+        Args:
+            critic: Whether it has its critic, too, which only the learners hold.
+        """
         spec = self._dreamer_spec()
         weights = ParameterClient(None).take(self._publisher.record)
         assert weights.world_model is not None and weights.policy is not None
-        world_model, module = WorldModel(spec.world_model).eval(), spec.policy.build()
+        policy = dataclasses.replace(spec.policy, inference_only=not critic)
+        world_model, module = WorldModel(spec.world_model).eval(), policy.build()
         world_model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.world_model.items()})
-        module.set_state(weights.policy)
-        return WorldModelPolicy(world_model, module)
+        module.set_state(
+            self.learner_group.get_weights([DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID] if critic else weights.policy
+        )
+        return WorldModelPolicy(world_model, module, self.config.gamma)

@@ -23,6 +23,14 @@ History = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
+class PlanningState:
+    """What a planning agent remembers of B episodes: M's state, and the plans [B, H, A] that it follows, if any."""
+
+    memory: State
+    plans: Tensor | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a search found for one observation.
 
@@ -34,8 +42,7 @@ class Plan:
         rewards: Expected rewards [H], each weighted by the probability that the episode has not ended before.
         survival: Probability [H] that the episode goes on after each step.
         iterations: The candidates' predicted returns in each iteration of the search.
-        memory: M's state after this observation and `action`.
-        encoded: The actions [H, A] as M takes them.
+        state: What is remembered after this observation and `action`: the next plan can start from this one.
     """
 
     action: Any
@@ -44,16 +51,7 @@ class Plan:
     rewards: np.ndarray
     survival: np.ndarray
     iterations: list[dict[str, float]]
-    memory: State
-    encoded: Tensor
-
-
-@dataclass(frozen=True)
-class PlanningState:
-    """What a planning agent remembers of B episodes: M's state, and the plans [B, H, A] it follows."""
-
-    memory: State
-    plans: Tensor | None
+    state: PlanningState
 
 
 class PlanningPolicy:
@@ -93,10 +91,25 @@ class PlanningPolicy:
         return self._to_env(actions), PlanningState(memory, plans)
 
     @torch.no_grad()
-    def plan(self, observation: np.ndarray, state: PlanningState) -> Plan:
-        """The plan for one observation [*O]; see `WorldModelPolicy.plan`."""
+    def plan(self, observation: np.ndarray, state: PlanningState | None = None) -> Plan:
+        """The plan for one observation [*O], and what is expected of it.
+
+        Args:
+            observation: The present one.
+            state: What is remembered of this episode, of one row; None: nothing.
+
+        Raises:
+            ValueError: The observation's shape is not the one that the agent was trained on.
+        """
         model = self.agent.world_model
-        z = model.vae.encode(torch.as_tensor(np.asarray(observation))[None])
+        observation, shape = np.asarray(observation), model.config.vae.observation_shape
+        if observation.shape != shape:
+            raise ValueError(
+                f"the observation has shape {observation.shape}, but the agent was trained on {shape}. "
+                "Fix: give one observation, without a batch axis."
+            )
+        state = state or self.initial_state(1)
+        z = model.vae.encode(torch.as_tensor(observation)[None])
         plans, statistics = self._search(z, state.memory, state.plans)
         actions = model.codec.decode(plans)
         in_env = self._to_env(actions[0])
@@ -108,9 +121,30 @@ class PlanningPolicy:
             rewards=forecast.rewards[0, 0].cpu().numpy(),
             survival=forecast.survival[0, 0].cpu().numpy(),
             iterations=[_figures(iteration) for iteration in statistics],
-            memory=model.advance(z, actions[:, 0], state.memory),
-            encoded=plans[0],
+            state=PlanningState(model.advance(z, actions[:, 0], state.memory), plans),
         )
+
+    @torch.no_grad()
+    def remember(self, history: History) -> PlanningState:
+        """What is remembered of one episode after a real history.
+
+        Raises:
+            ValueError: It has not as many actions as observations, or observations of another shape.
+        """
+        model = self.agent.world_model
+        observations, actions = (np.asarray(part) for part in history)
+        shape = model.config.vae.observation_shape
+        if observations.shape[1:] != shape or len(actions) != len(observations):
+            raise ValueError(
+                f"the history has observations of shape {observations.shape} and actions of shape {actions.shape}, but "
+                f"must have L observations of shape {shape} and the L actions that followed them. Fix: leave out the "
+                "present observation, which is given by itself."
+            )
+        memory = self.agent.initial_state(1)
+        taken = torch.as_tensor(model.codec.env_to_policy(actions))
+        for z, action in zip(model.vae.encode(torch.as_tensor(observations)), taken, strict=True):
+            memory = model.advance(z[None], action[None], memory)
+        return PlanningState(memory, None)
 
     def _search(self, z: Tensor, memory: State, before: Tensor | None) -> tuple[Tensor, list[IterationStats]]:
         first = self._first_distribution(len(z))

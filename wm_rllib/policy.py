@@ -20,7 +20,12 @@ from torch import Tensor
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.pipelines import actions_for_env
+from wm_rllib.planner_settings import search_config
+from wm_rllib.planning import History, Plan, PlanningPolicy, PlanningState
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+
+UNRECORDED_DISCOUNT = 0.99
+"""The default gamma, for checkpoints from before it was written into them."""
 
 
 class WorldModelPolicy:
@@ -40,7 +45,7 @@ class WorldModelPolicy:
         discount: As given.
     """
 
-    def __init__(self, world_model: WorldModel, module: Any, discount: float = 0.99):
+    def __init__(self, world_model: WorldModel, module: Any, discount: float = UNRECORDED_DISCOUNT):
         self.world_model = world_model
         self.discount = discount
         self.action_space = world_model.config.action_space
@@ -78,6 +83,53 @@ class WorldModelPolicy:
         features = self.world_model.features(z, h)
         return self.module.compute_values({Columns.OBS: features.flatten(0, -2)}).view(features.shape[:-1])
 
+    def planner(self, planner: str = "cem", *, seed: int | None = None, **settings: Any) -> PlanningPolicy:
+        """An agent that searches for its actions in the dream; C's policy network has no part in it.
+
+        Args:
+            planner: "random", "cem" or "mppi".
+            seed: Seeds the search; None draws a seed.
+            **settings: Of `wm_rllib.models.search.SearchConfig`: horizon, num_samples, num_iterations, ...
+
+        Raises:
+            SettingError: For an unknown setting or a value that is not allowed (a ValueError).
+        """
+        return PlanningPolicy(self, search_config({"planner": planner, **settings}), seed)
+
+    def plan(
+        self,
+        start_obs: np.ndarray,
+        planner: str = "cem",
+        *,
+        history: History | None = None,
+        memory: State | None = None,
+        previous: Plan | None = None,
+        seed: int | None = 0,
+        **settings: Any,
+    ) -> Plan:
+        """The first action and the plan for one observation; to act for long, make a `planner` once instead.
+
+        Args:
+            start_obs: [*O].
+            planner: "random", "cem" or "mppi".
+            history: What led to it, oldest first: observations [L, *O] and env-space actions [L, ...].
+            memory: M's state before it, [1, D] each, in place of a history. Without either the episode starts here.
+            previous: The plan of the step before, whose action was taken: it goes on from there, memory included.
+            seed: Seeds the search; None draws a seed.
+            **settings: See `planner`.
+
+        Raises:
+            ValueError: An observation has another shape than in training, or two pasts are given.
+        """
+        if sum(past is not None for past in (history, memory, previous)) > 1:
+            raise ValueError("give one of history, memory and previous: each says what happened before.")
+        search = self.planner(planner, seed=seed, **settings)
+        if history is not None:
+            return search.plan(start_obs, search.remember(history))
+        if memory is not None:
+            return search.plan(start_obs, PlanningState(memory, None))
+        return search.plan(start_obs, previous.state if previous else None)
+
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
         """Policy space to env space, as RLlib's module-to-env pipeline does it."""
         config = self.world_model.config
@@ -103,4 +155,4 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
             )
     module = RLModule.from_checkpoint((modules / DEFAULT_MODULE_ID).absolute())
     world_model = RLModule.from_checkpoint((modules / WORLD_MODEL_MODULE_ID).absolute()).world_model.eval()
-    return WorldModelPolicy(world_model, module)
+    return WorldModelPolicy(world_model, module, module.model_config.get("gamma", UNRECORDED_DISCOUNT))

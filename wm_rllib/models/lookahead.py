@@ -151,10 +151,10 @@ class Lookahead:
         runs = plans.permute(2, 0, 1, 3).unsqueeze(3).expand(-1, -1, -1, self._num_particles, -1)
         # A user's own M may keep tensors that it meets, and want gradients of them later.
         with torch.inference_mode() if self._fused else torch.no_grad():
-            start = tuple(x.repeat_interleave(copies, 0) for x in (z, *state))
+            start_z, *start_state = (x.repeat_interleave(copies, 0) for x in (z, *state))
             noise = self._noise(horizon, batch * candidates, generator)
             simulate = self._simulation(batch * copies)
-            outcome, last_z, last_h = simulate(start[0], start[1:], runs.flatten(1, 3), noise)
+            outcome, last_z, last_h = simulate(start_z, (start_state[0], start_state[1]), runs.flatten(1, 3), noise)
             values = None if self._values is None else self._values(last_z, last_h)
             forecast = discounted(outcome, values, self._discount)
         shape = (batch, candidates, self._num_particles)

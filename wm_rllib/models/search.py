@@ -4,8 +4,9 @@ All three draw candidates, run them through M, and keep what did best; the next 
 
 * `random` draws all candidates from the first distribution and keeps the best one;
 * `cem` fits the distribution to the best candidates (cross-entropy method, Rubinstein 1999);
-* `mppi` fits it to all candidates, weighted by the softmax of their returns (Williams et al. 2017, information theoretic
-  MPC). Its temperature is in standard deviations of the candidates' returns, so that one value serves every environment.
+* `mppi` fits it to all candidates, weighted by the softmax of their returns (Williams et al. 2017, information
+  theoretic MPC). Its temperature is in standard deviations of the candidates' returns, so that one value serves every
+  environment.
 """
 
 from __future__ import annotations
@@ -133,8 +134,9 @@ def search(
 
 
 def shifted(plans: Tensor, first: PlanDistribution) -> Tensor:
-    """Plans [B, H, A] one step later: without their first action, and with one at the end that knows nothing."""
-    return torch.cat([plans[:, 1:], first.mode[:, -1:]], 1)
+    """Plans [B, H', A] one step later: without their first action, and filled up to H by actions that know nothing."""
+    unknown = first.mode
+    return torch.cat([plans[:, 1:], unknown], 1)[:, : unknown.shape[1]]
 
 
 def _statistics(returns: Tensor, weights: Tensor) -> IterationStats:
