@@ -174,12 +174,12 @@ class WorldModelPPO(EvaluatedPPO):
         """The first action and the plan for one observation, searched for in the dream with the newest weights.
 
         Args:
-            start_obs: [*O].
+            start_obs: See `WorldModelPolicy.plan`, which `load_policy` gives without Ray.
             planner: "random", "cem" or "mppi".
-            **how: history, memory, previous, seed and settings of the search; see `WorldModelPolicy.plan`.
+            **how: history_actions, memory, previous, seed and settings of the search; the same.
         """
         with torch.random.fork_rng(devices=[]):  # new networks draw weights, though theirs are overwritten
-            policy = self.get_policy(critic=True)
+            policy = self.get_policy()
         return policy.plan(start_obs, planner, **how)
 
     def _rows_lost_by_resuming(self) -> int:

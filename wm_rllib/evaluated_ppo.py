@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
 from wm_rllib.iteration import IterationReport
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.parameter_server import ParameterClient
 from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.publishing import Publisher
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase, TrainingState
 
@@ -75,19 +75,14 @@ class EvaluatedPPO(PPO):
             timeout_s=self.config.evaluation_sample_timeout_s,
         )
 
-    def get_policy(self, *, critic: bool = False) -> WorldModelPolicy:
-        """A copy of the agent as it acts now: V, M and C of the newest published record.
-
-        Args:
-            critic: Whether it has its critic, too, which only the learners hold.
-        """
+    def get_policy(self) -> WorldModelPolicy:
+        """A copy of the agent as it acts now, and of its critic: V, M and C as the learners have them."""
         spec = self._dreamer_spec()
-        weights = ParameterClient(None).take(self._publisher.record)
-        assert weights.world_model is not None and weights.policy is not None
-        policy = dataclasses.replace(spec.policy, inference_only=not critic)
-        world_model, module = WorldModel(spec.world_model).eval(), policy.build()
-        world_model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.world_model.items()})
-        module.set_state(
-            self.learner_group.get_weights([DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID] if critic else weights.policy
-        )
+        # What is published for acting has no critic.
+        weights = self.learner_group.get_weights()
+        world_model, module = WorldModel(spec.world_model).eval(), replace(spec.policy, inference_only=False).build()
+        module.set_state(weights[DEFAULT_MODULE_ID])
+        holder = weights[WORLD_MODEL_MODULE_ID]
+        prefix = "world_model."
+        world_model.load_state_dict({name.removeprefix(prefix): torch.as_tensor(holder[name]) for name in holder})
         return WorldModelPolicy(world_model, module, self.config.gamma)

@@ -18,9 +18,6 @@ from wm_rllib.pipelines import actions_for_env
 if TYPE_CHECKING:
     from wm_rllib.policy import WorldModelPolicy  # its method `plan` comes here
 
-History = tuple[np.ndarray, np.ndarray]
-"""Observations [L, *O] and env-space actions [L, ...] that led to the present observation, oldest first."""
-
 
 @dataclass(frozen=True)
 class PlanningState:
@@ -125,25 +122,28 @@ class PlanningPolicy:
         )
 
     @torch.no_grad()
-    def remember(self, history: History) -> PlanningState:
-        """What is remembered of one episode after a real history.
+    def remember(self, observations: np.ndarray, actions: Any) -> PlanningState:
+        """What is remembered of one episode at its present observation.
+
+        Args:
+            observations: [L + 1, *O], the present one last.
+            actions: [L, ...] in env space, between them.
 
         Raises:
-            ValueError: It has not as many actions as observations, or observations of another shape.
+            ValueError: The two do not fit each other, or the agent.
         """
         model = self.agent.world_model
-        observations, actions = (np.asarray(part) for part in history)
-        shape = model.config.vae.observation_shape
-        if observations.shape[1:] != shape or len(actions) != len(observations):
+        observations, taken = np.asarray(observations), np.asarray(actions)
+        shape, action_shape = model.config.vae.observation_shape, self.agent.action_space.shape or ()
+        if observations.shape != (len(taken) + 1, *shape) or taken.shape[1:] != action_shape:
             raise ValueError(
-                f"the history has observations of shape {observations.shape} and actions of shape {actions.shape}, but "
-                f"must have L observations of shape {shape} and the L actions that followed them. Fix: leave out the "
-                "present observation, which is given by itself."
+                f"the history has observations of shape {observations.shape} and actions of shape {taken.shape}, but "
+                f"must have (L + 1, *{shape}) and (L, *{action_shape}). Fix: give all observations, the present one "
+                "last, and the actions between them."
             )
-        memory = self.agent.initial_state(1)
-        taken = torch.as_tensor(model.codec.env_to_policy(actions))
-        for z, action in zip(model.vae.encode(torch.as_tensor(observations)), taken, strict=True):
-            memory = model.advance(z[None], action[None], memory)
+        in_policy_space = torch.as_tensor(model.codec.env_to_policy(taken))[None]
+        mask = torch.ones(in_policy_space.shape[:2], dtype=torch.bool)
+        _, memory = model.burn_in(torch.as_tensor(observations)[None], in_policy_space, mask)
         return PlanningState(memory, None)
 
     def _search(self, z: Tensor, memory: State, before: Tensor | None) -> tuple[Tensor, list[IterationStats]]:

@@ -21,7 +21,7 @@ from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.pipelines import actions_for_env
 from wm_rllib.planner_settings import search_config
-from wm_rllib.planning import History, Plan, PlanningPolicy, PlanningState
+from wm_rllib.planning import Plan, PlanningPolicy, PlanningState
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
 UNRECORDED_DISCOUNT = 0.99
@@ -101,7 +101,7 @@ class WorldModelPolicy:
         start_obs: np.ndarray,
         planner: str = "cem",
         *,
-        history: History | None = None,
+        history_actions: Any = None,
         memory: State | None = None,
         previous: Plan | None = None,
         seed: int | None = 0,
@@ -110,10 +110,11 @@ class WorldModelPolicy:
         """The first action and the plan for one observation; to act for long, make a `planner` once instead.
 
         Args:
-            start_obs: [*O].
+            start_obs: [*O]; with `history_actions` a history [L + 1, *O], whose last observation is the present one.
             planner: "random", "cem" or "mppi".
-            history: What led to it, oldest first: observations [L, *O] and env-space actions [L, ...].
-            memory: M's state before it, [1, D] each, in place of a history. Without either the episode starts here.
+            history_actions: [L, ...] in env space, between the observations of the history.
+            memory: M's state before the observation, [1, D] each, in place of a history. Without either the episode
+                starts here.
             previous: The plan of the step before, whose action was taken: it goes on from there, memory included.
             seed: Seeds the search; None draws a seed.
             **settings: See `planner`.
@@ -121,11 +122,12 @@ class WorldModelPolicy:
         Raises:
             ValueError: An observation has another shape than in training, or two pasts are given.
         """
-        if sum(past is not None for past in (history, memory, previous)) > 1:
-            raise ValueError("give one of history, memory and previous: each says what happened before.")
+        if sum(past is not None for past in (history_actions, memory, previous)) > 1:
+            raise ValueError("give one of history_actions, memory and previous: each says what happened before.")
         search = self.planner(planner, seed=seed, **settings)
-        if history is not None:
-            return search.plan(start_obs, search.remember(history))
+        if history_actions is not None:
+            state = search.remember(start_obs, history_actions)
+            return search.plan(start_obs[-1], state)
         if memory is not None:
             return search.plan(start_obs, PlanningState(memory, None))
         return search.plan(start_obs, previous.state if previous else None)

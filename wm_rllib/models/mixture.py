@@ -57,7 +57,7 @@ def draw_noise(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> MixtureNoise:
-    """Noise for draws of batch shape `shape`, from a generator; None: torch's global one."""
+    """Noise for draws of batch shape `shape`, from torch's global generator unless one is given."""
     choice = (*shape, num_mixtures) if joint else (*shape, num_mixtures, latent_dim)
     # Gumbel noise from exponentials: -log(Exp(1)) is standard Gumbel, and never log(0).
     gumbel = -torch.empty(choice, device=device).exponential_(generator=generator).log()
