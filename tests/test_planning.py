@@ -19,6 +19,8 @@ from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.main import main
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.evaluation import evaluate_policy
+from wm_rllib.models.search import SearchConfig
+from wm_rllib.planner_settings import PLANNER_SETTINGS, search_config
 from wm_rllib.planning import Plan, PlanningPolicy
 from wm_rllib.playing import DecisionTimes, Episode, one_thread, play_episode, time_decisions
 from wm_rllib.policy import WorldModelPolicy, load_policy
@@ -90,6 +92,25 @@ def test_a_batch_acts_as_its_rows_alone():
     assert len(np.unique(together)) > 1
     for row in range(3):
         np.testing.assert_allclose(together[:, row], actions_on(slice(row, row + 1))[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_no_policy_network_is_asked(agent: WorldModelPolicy, monkeypatch: pytest.MonkeyPatch):
+    def asked(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("C's policy network was asked")
+
+    for name in ("forward_inference", "forward_exploration"):
+        monkeypatch.setattr(agent.module, name, asked)
+    [observations] = observations_of(2)
+    planner = agent.planner(seed=0, **FEW)
+    planner.act(observations, planner.initial_state(2))
+    with pytest.raises(AssertionError, match="was asked"):
+        agent.act(observations, agent.initial_state(2))
+
+
+def test_an_agent_without_a_critic_says_so():
+    policy = agent_on(SPACES[0])
+    with pytest.raises(ValueError, match="critic=False"):
+        policy.planner()
 
 
 def test_evaluate_policy_takes_it_and_a_seed_repeats_it(agent: WorldModelPolicy):
@@ -187,6 +208,11 @@ def test_a_plan_is_repeated_by_its_seed_alone(agent: WorldModelPolicy):
 def test_mistakes(agent: WorldModelPolicy, how: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         agent.plan(**{"start_obs": np.zeros(4, np.float32), **how})
+
+
+def test_every_setting_has_a_range_that_its_default_keeps():
+    assert PLANNER_SETTINGS.keys() == vars(SearchConfig()).keys()
+    assert search_config(vars(SearchConfig())) == SearchConfig()
 
 
 def test_two_pasts_are_one_too_many(agent: WorldModelPolicy):

@@ -60,12 +60,23 @@ class PlanningPolicy:
         agent: Whose V, M and critic are used, never its policy network.
         config: How to search.
         seed: Seeds the search; torch's global generator is left alone. None draws one.
+
+    Raises:
+        ValueError: The critic is wanted, but the agent has none.
     """
 
     def __init__(self, agent: WorldModelPolicy, config: SearchConfig, seed: int | None = None):
+        if config.critic and agent.module.inference_only:
+            raise ValueError(
+                "critic is True, but this agent's module is for inference only and has no critic. "
+                "Fix: critic=False, or an agent from load_policy or algo.get_policy()."
+            )
         self.agent, self.config = agent, config
         self._generator = torch.Generator(device=agent.world_model.device)
-        self._generator.manual_seed(int(np.random.SeedSequence().entropy) % 2**63 if seed is None else seed)  # type: ignore[arg-type]
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
         self._lookahead = Lookahead(
             agent.world_model.mdn_rnn,
             agent.values if config.critic else None,

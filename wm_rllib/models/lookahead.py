@@ -97,30 +97,34 @@ class FusedSimulation:
     Args:
         mdn_rnn: One that `can_fuse` accepts.
         rows: R.
+        horizon: H.
     """
 
-    def __init__(self, mdn_rnn: MDNRNN, rows: int):
+    def __init__(self, mdn_rnn: MDNRNN, rows: int, horizon: int):
         self._mdn_rnn = mdn_rnn
         state = mdn_rnn.initial_state(rows)
         self._lanes = Lanes(mdn_rnn, state[0].new_zeros(rows, mdn_rnn.config.latent_dim), state)
+        # The outcome head sees all steps at once: nothing in them depends on what it says.
+        self._transitions = state[0].new_empty(horizon, *self._lanes.outcome_input.shape)
         self._cell = Cell(mdn_rnn.lstm, rows)
         self._head = MixtureHead(mdn_rnn, rows)
         with _untouched_generators(mdn_rnn):  # new layers draw weights, though theirs are overwritten
-            self._outcome = Stack(outcome_layers(mdn_rnn), rows)
+            self._outcome = Stack(outcome_layers(mdn_rnn), horizon * rows)
 
     def __call__(self, z: Tensor, state: State, actions: Tensor, noise: MixtureNoise) -> tuple[Outcome, Tensor, Tensor]:
         """See `Simulation`."""
-        lanes, outcomes = self._lanes, []
+        lanes = self._lanes
         lanes.z.copy_(z)
         lanes.h.copy_(state[0])
         lanes.c.copy_(state[1])
-        for action, gumbel, normal in zip(actions, noise.gumbel, noise.normal, strict=True):
-            lanes.action.copy_(action)
+        for t, transition in enumerate(self._transitions):
+            lanes.action.copy_(actions[t])
             self._cell(lanes.step_input, lanes.h, lanes.c)
-            self._head.sample(lanes.step_input, gumbel, normal, lanes.z, lanes.next_z)
-            outcomes.append(self._outcome(lanes.outcome_input).clone())
+            self._head.sample(lanes.step_input, noise.gumbel[t], noise.normal[t], lanes.z, lanes.next_z)
+            transition.copy_(lanes.outcome_input)
             lanes.z.copy_(lanes.next_z)
-        return self._mdn_rnn.decode_outcome(torch.stack(outcomes)), lanes.z, lanes.h
+        outcome = self._outcome(self._transitions.flatten(0, 1)).view(*self._transitions.shape[:2], -1)
+        return self._mdn_rnn.decode_outcome(outcome), lanes.z, lanes.h
 
 
 class Lookahead:
@@ -142,7 +146,7 @@ class Lookahead:
         self._mdn_rnn, self._values = mdn_rnn, values
         self._discount, self._num_particles, self._temperature = discount, num_particles, temperature
         self._fused = can_fuse(mdn_rnn)
-        self._simulations: dict[int, Simulation] = {}
+        self._simulations: dict[tuple[int, int], Simulation] = {}
 
     def __call__(self, z: Tensor, state: State, plans: Tensor, generator: torch.Generator) -> Forecast:
         """The forecast for plans [B, N, H, A] from z [B, Z] and state [B, D] each."""
@@ -153,7 +157,7 @@ class Lookahead:
         with torch.inference_mode() if self._fused else torch.no_grad():
             start_z, *start_state = (x.repeat_interleave(copies, 0) for x in (z, *state))
             noise = self._noise(horizon, batch * candidates, generator)
-            simulate = self._simulation(batch * copies)
+            simulate = self._simulation(batch * copies, horizon)
             outcome, last_z, last_h = simulate(start_z, (start_state[0], start_state[1]), runs.flatten(1, 3), noise)
             values = None if self._values is None else self._values(last_z, last_h)
             forecast = discounted(outcome, values, self._discount)
@@ -169,11 +173,13 @@ class Lookahead:
         scaled = self._temperature * noise.gumbel, math.sqrt(self._temperature) * noise.normal
         return MixtureNoise(*(x.repeat(1, repeats, *[1] * (x.ndim - 2)) for x in scaled))
 
-    def _simulation(self, rows: int) -> Simulation:
-        if rows not in self._simulations:
-            plain = not self._fused
-            self._simulations[rows] = PlainSimulation(self._mdn_rnn) if plain else FusedSimulation(self._mdn_rnn, rows)
-        return self._simulations[rows]
+    def _simulation(self, rows: int, horizon: int) -> Simulation:
+        if not self._fused:
+            return PlainSimulation(self._mdn_rnn)
+        size = rows, horizon
+        if size not in self._simulations:
+            self._simulations[size] = FusedSimulation(self._mdn_rnn, *size)
+        return self._simulations[size]
 
 
 def _stacked(outcomes: list[Outcome]) -> Outcome:

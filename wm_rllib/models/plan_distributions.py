@@ -32,6 +32,9 @@ class PlanDistribution(Protocol):
     def mode(self) -> Tensor:
         """The plans [B, H, A] that it is centred on."""
 
+    def choose(self, plans: Tensor, returns: Tensor) -> Tensor:
+        """The plans [B, H, A] to follow, after `refit` to plans [B, N, H, A] with returns [B, N]."""
+
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Candidates [B, N, H, A]; every row of B gets the same noise, and so the plan that it would get alone."""
 
@@ -54,6 +57,10 @@ class GaussianPlans:
     def mode(self) -> Tensor:
         """See `PlanDistribution`."""
         return self._clipped(self.mean)
+
+    def choose(self, plans: Tensor, returns: Tensor) -> Tensor:
+        """See `PlanDistribution`: the mean, which is closer to the best plan than any single candidate is."""
+        return self.mode
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """See `PlanDistribution`."""
@@ -88,6 +95,14 @@ class CategoricalPlans:
         """See `PlanDistribution`; the most probable action of each step."""
         return self._one_hot(self.probabilities)
 
+    def choose(self, plans: Tensor, returns: Tensor) -> Tensor:
+        """See `PlanDistribution`: the best candidate.
+
+        The most probable action of each step may be no plan at all: where left-right and right-left are both good, the
+        steps' own probabilities allow right-right.
+        """
+        return best_plans(plans, returns)
+
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """See `PlanDistribution`."""
         shape = (num_samples, *self.probabilities.shape[1:])
@@ -108,6 +123,11 @@ class CategoricalPlans:
         parts = torch.split(scores, list(self.sizes), -1)
         hot = [torch.zeros_like(part).scatter_(-1, part.argmax(-1, keepdim=True), 1.0) for part in parts]
         return hot[0] if len(hot) == 1 else torch.cat(hot, -1)
+
+
+def best_plans(plans: Tensor, returns: Tensor) -> Tensor:
+    """Of plans [B, N, H, A] those with the highest of returns [B, N], the first of equals: [B, H, A]."""
+    return plans[torch.arange(len(plans), device=plans.device), returns.argmax(1)]
 
 
 def first_distribution(codec: ActionCodec, rows: int, horizon: int, device: torch.device) -> PlanDistribution:

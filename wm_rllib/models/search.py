@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wm_rllib.models.lookahead import Lookahead
 from wm_rllib.models.mdn_rnn import State
-from wm_rllib.models.plan_distributions import PlanDistribution
+from wm_rllib.models.plan_distributions import PlanDistribution, best_plans
 
 PlannerName = Literal["random", "cem", "mppi"]
 
@@ -41,8 +41,8 @@ class SearchConfig:
     """
 
     planner: PlannerName = "cem"
-    horizon: int = 15
-    num_samples: int = 128
+    horizon: int = 5
+    num_samples: int = 64
     num_iterations: int = 3
     num_particles: int = 1
     temperature: float = 1.0
@@ -124,10 +124,10 @@ def search(
         returns = lookahead(*start, candidates, generator).returns
         weights = candidate_weights(returns, config)
         if config.planner == "random":
-            plan = candidates[torch.arange(len(returns)), returns.argmax(1)]
+            plan = best_plans(candidates, returns)
         else:
             distribution = distribution.refit(candidates, weights)
-            plan = distribution.mode
+            plan = distribution.choose(candidates, returns)
         statistics.append(_statistics(returns, weights))
     assert plan is not None, config
     return plan, statistics
