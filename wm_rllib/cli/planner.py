@@ -58,7 +58,7 @@ def _play(
 
     if not quiet:
         after = "then the critic's value" if search.critic else "and nothing after"
-        candidates = f"{search.num_samples} candidates, {search.num_iterations} times"
+        candidates = f"{search.num_iterations} x {search.num_samples} candidates"
         print(f"{agent.env_id} with planner {search.planner}: {candidates}, {search.horizon} steps ahead, {after}")
     policy = PlanningPolicy(agent.policy, search, seed)
     env: Any = agent.make_env()
