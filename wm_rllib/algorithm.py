@@ -6,7 +6,9 @@ import functools
 import logging
 from typing import Any
 
+import numpy as np
 import ray
+import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import EVALUATION_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune import PlacementGroupFactory
@@ -24,6 +26,7 @@ from wm_rllib.mixing import may_dream
 from wm_rllib.nodes import NodeWatch
 from wm_rllib.overlap import OverlappingTraining
 from wm_rllib.phases import collect_randomly, pretrain, train_mixed
+from wm_rllib.planning import Plan
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
 from wm_rllib.stages import Parts, Stages
@@ -164,6 +167,20 @@ class WorldModelPPO(EvaluatedPPO):
             return
         phases = {Phase.RANDOM: collect_randomly, Phase.PRETRAIN: pretrain, Phase.MIXED: train_mixed}
         phases[self._state.phase](self._stages)
+
+    # --- use of the dream --------------------------------------------------------------------------------------------
+
+    def plan(self, start_obs: np.ndarray, planner: str = "cem", **how: Any) -> Plan:
+        """The first action and the plan for one observation, searched for in the dream with the newest weights.
+
+        Args:
+            start_obs: See `WorldModelPolicy.plan`, which `load_policy` gives without Ray.
+            planner: "random", "cem" or "mppi".
+            **how: history_actions, memory, previous, seed and settings of the search; the same.
+        """
+        with torch.random.fork_rng(devices=[]):  # new networks draw weights, though theirs are overwritten
+            policy = self.get_policy()
+        return policy.plan(start_obs, planner, **how)
 
     def _rows_lost_by_resuming(self) -> int:
         """Real rows that a checkpoint counts, whose features went with the process that wrote it."""

@@ -469,4 +469,5 @@ class WorldModelPPOConfig(PPOConfig):
         return super()._model_config_auto_includes | {
             "fcnet_hiddens": list(self.policy_hidden_dims),
             "latent_dim": self.latent_dim,
+            "gamma": self.gamma,  # no layer needs it, but who reads the critic's values does
         }

@@ -22,7 +22,12 @@ from wm_rllib.models.imagining import Imagined, imagine
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.pipelines import actions_for_env
+from wm_rllib.planner_settings import search_config
+from wm_rllib.planning import Plan, PlanningPolicy, PlanningState
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+
+UNRECORDED_DISCOUNT = 0.99
+"""The default gamma, for checkpoints from before it was written into them."""
 
 
 class WorldModelPolicy:
@@ -33,15 +38,18 @@ class WorldModelPolicy:
     Args:
         world_model: V and M, in eval mode.
         module: The PPO RLModule, acting on features.
+        discount: gamma, which its critic was trained with.
 
     Attributes:
         world_model: As given.
         module: As given; one that was loaded from a checkpoint has its critic.
         action_space: The environment's.
+        discount: As given.
     """
 
-    def __init__(self, world_model: WorldModel, module: Any):
+    def __init__(self, world_model: WorldModel, module: Any, discount: float = UNRECORDED_DISCOUNT):
         self.world_model = world_model
+        self.discount = discount
         self.action_space = world_model.config.action_space
         self.module = module
         self._state = self.initial_state(1)
@@ -162,6 +170,55 @@ class WorldModelPolicy:
         features = self.world_model.features(z, h)
         return self.module.compute_values({Columns.OBS: features.flatten(0, -2)}).view(features.shape[:-1])
 
+    def planner(self, planner: str = "cem", *, seed: int | None = None, **settings: Any) -> PlanningPolicy:
+        """An agent that searches for its actions in the dream; C's policy network has no part in it.
+
+        Args:
+            planner: "random", "cem" or "mppi".
+            seed: Seeds the search; None draws a seed.
+            **settings: Of `wm_rllib.models.search.SearchConfig`: horizon, num_samples, num_iterations, ...
+
+        Raises:
+            SettingError: For an unknown setting or a value that is not allowed (a ValueError).
+        """
+        return PlanningPolicy(self, search_config({"planner": planner, **settings}), seed)
+
+    def plan(
+        self,
+        start_obs: np.ndarray,
+        planner: str = "cem",
+        *,
+        history_actions: Any = None,
+        memory: State | None = None,
+        previous: Plan | None = None,
+        seed: int | None = 0,
+        **settings: Any,
+    ) -> Plan:
+        """The first action and the plan for one observation; to act for long, make a `planner` once instead.
+
+        Args:
+            start_obs: [*O]; with `history_actions` a history [L + 1, *O], whose last observation is the present one.
+            planner: "random", "cem" or "mppi".
+            history_actions: [L, ...] in env space, between the observations of the history.
+            memory: M's state before the observation, [1, D] each, in place of a history. Without either the episode
+                starts here.
+            previous: The plan of the step before, whose action was taken: it goes on from there, memory included.
+            seed: Seeds the search; None draws a seed.
+            **settings: See `planner`.
+
+        Raises:
+            ValueError: An observation has another shape than in training, or two pasts are given.
+        """
+        if sum(past is not None for past in (history_actions, memory, previous)) > 1:
+            raise ValueError("give one of history_actions, memory and previous: each says what happened before.")
+        search = self.planner(planner, seed=seed, **settings)
+        if history_actions is not None:
+            state = search.remember(start_obs, history_actions)
+            return search.plan(start_obs[-1], state)
+        if memory is not None:
+            return search.plan(start_obs, PlanningState(memory, None))
+        return search.plan(start_obs, previous.state if previous else None)
+
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
         """Policy space to env space, as RLlib's module-to-env pipeline does it."""
         config = self.world_model.config
@@ -178,7 +235,8 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
         FileNotFoundError: The folder does not exist or is no such checkpoint.
     """
     module = RLModule.from_checkpoint(_module_folder(checkpoint, DEFAULT_MODULE_ID))
-    return WorldModelPolicy(load_world_model(checkpoint).world_model.eval(), module)
+    discount = module.model_config.get("gamma", UNRECORDED_DISCOUNT)
+    return WorldModelPolicy(load_world_model(checkpoint).world_model.eval(), module, discount)
 
 
 def load_world_model(checkpoint: str | Path) -> Any:

@@ -89,12 +89,13 @@ class ActionCodec:
 
     Attributes:
         dim: A, the width of the model input.
+        sizes: Categories of each discrete part; empty for a Box.
     """
 
     def __init__(self, action_space: gym.Space[Any], *, normalized: bool):
         check_action_space(action_space)
         self.action_space = action_space
-        self._nvec: tuple[int, ...] = ()
+        self.sizes: tuple[int, ...] = ()
         if isinstance(action_space, Box):
             self.dim = int(action_space.shape[0])
             bounded = np.asarray(action_space.bounded_below & action_space.bounded_above)
@@ -106,12 +107,12 @@ class ActionCodec:
             self._normalized = normalized and bool(bounded.all())
         else:
             sizes = [action_space.n] if isinstance(action_space, Discrete) else action_space.nvec  # type: ignore[attr-defined]
-            self._nvec = tuple(int(size) for size in sizes)
-            self.dim = int(sum(self._nvec))
+            self.sizes = tuple(int(size) for size in sizes)
+            self.dim = int(sum(self.sizes))
 
     def env_to_policy(self, actions: np.ndarray) -> np.ndarray:
         """Maps env-space actions [..., A] (random ones, say) into policy space."""
-        if self._nvec or not self._normalized:
+        if self.sizes or not self._normalized:
             return actions
         unit = 2.0 * (actions - self._low) / (self._high - self._low) - 1.0
         return np.where(self._bounded, unit, actions).astype(np.float32)
@@ -128,10 +129,10 @@ class ActionCodec:
         Returns:
             [..., A] float32; in [-1, 1] on bounded Box dimensions.
         """
-        if len(self._nvec) == 1 and isinstance(self.action_space, Discrete):
-            return torch.nn.functional.one_hot(actions.long(), self._nvec[0]).float()
-        if self._nvec:
-            parts = [torch.nn.functional.one_hot(actions[..., i].long(), n) for i, n in enumerate(self._nvec)]
+        if len(self.sizes) == 1 and isinstance(self.action_space, Discrete):
+            return torch.nn.functional.one_hot(actions.long(), self.sizes[0]).float()
+        if self.sizes:
+            parts = [torch.nn.functional.one_hot(actions[..., i].long(), n) for i, n in enumerate(self.sizes)]
             return torch.cat(parts, dim=-1).float()
         low, high, bounded = self._bounds(actions.device)
         unit = actions.float()
@@ -139,14 +140,24 @@ class ActionCodec:
             unit = torch.where(bounded, 2.0 * (unit - low) / (high - low) - 1.0, unit)
         return torch.where(bounded, unit.clamp(-1.0, 1.0), unit)
 
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Policy-space actions of model input [..., A]; the inverse of `encode` on what that returns."""
+        if self.sizes:
+            chosen = [part.argmax(-1) for part in torch.split(encoded, list(self.sizes), -1)]
+            return chosen[0] if isinstance(self.action_space, Discrete) else torch.stack(chosen, -1)
+        if self._normalized:
+            return encoded
+        low, high, bounded = self._bounds(encoded.device)
+        return torch.where(bounded, low + 0.5 * (encoded + 1.0) * (high - low), encoded)
+
     def encode_into(self, actions: Tensor, out: Tensor) -> None:
         """As `encode`, for actions [B, ...], into out [B, A]; nothing in it waits for the device."""
-        if not self._nvec:
+        if not self.sizes:
             out.copy_(self.encode(actions))
             return
         chosen = actions.unsqueeze(-1) if isinstance(self.action_space, Discrete) else actions
         out.zero_()
-        for part, index in zip(torch.split(out, list(self._nvec), -1), chosen.unbind(-1), strict=True):
+        for part, index in zip(torch.split(out, list(self.sizes), -1), chosen.unbind(-1), strict=True):
             part.scatter_(-1, index.long().unsqueeze(-1), 1.0)
 
     def _bounds(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,68 +1,88 @@
-"""`evaluate`: greedy episodes with a checkpoint's agent, in this process alone."""
+"""`evaluate`: greedy episodes with a checkpoint's agent and, if asked, with a planner; in this process alone."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
-from pathlib import Path
-from typing import Any
+import random
+from typing import TYPE_CHECKING, Any
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.run_folder import BEST, LAST
-from wm_rllib.environments import env_spaces, make_env
-from wm_rllib.settings import BY_PATH, check_value
-from wm_rllib.yaml_files import parse_yaml
+from wm_rllib.cli.agents import Agent, flag_value, load_agent
+
+if TYPE_CHECKING:
+    from wm_rllib.models.search import SearchConfig
 
 DEFAULT_EPISODES = 20
+TIMED_DECISIONS = 200
+"""One after the other in a single environment, since the episodes themselves are played side by side."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the arguments say; returns the exit code."""
-    episodes = _flag(args.episodes, "evaluation.episodes", "--episodes") or DEFAULT_EPISODES
-    seed = _flag(args.seed, "seed", "--seed")
-    checkpoint = checkpoints.resolve(args.checkpoint, (BEST, LAST))
-    env_id, env_config = _environment(args, checkpoint)
-    observation_space, action_space = env_spaces(env_id, env_config)
+    episodes = flag_value(args.episodes, "evaluation.episodes", "--episodes") or DEFAULT_EPISODES
+    seed = flag_value(args.seed, "seed", "--seed")
+    search = _search(args.planner)
+    agent = load_agent(args)
+    if seed is None and search is not None:
+        seed = random.randrange(2**31)  # drawn here, so that policy and planner start from the same states
 
     from wm_rllib.evaluation import evaluate_policy
-    from wm_rllib.policy import load_policy
 
-    try:
-        policy = load_policy(checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise CommandError(str(error)) from None
-    shape = policy.world_model.config.vae.observation_shape
-    if (shape, policy.action_space) != (observation_space.shape, action_space):
-        raise CommandError(
-            f"environment {env_id!r} has observations of shape {observation_space.shape} and actions {action_space}, "
-            f"but the agent was trained on {shape} and {policy.action_space}. Fix: another --env or checkpoint."
-        )
-    env = partial(make_env, env_id) if ":" in env_id else env_id
-    result = evaluate_policy(policy, env, episodes, seed, env_config)
-    _report(result, checkpoint, as_json=args.json)
+    result = evaluate_policy(agent.policy, agent.vector_env, episodes, seed, agent.env_config)
+    figures = {"episode_return_mean": result.mean, "episode_return_std": result.std, "episodes": episodes}
+    if search is not None:
+        figures |= _with_planner(agent, search, episodes, seed)
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        _report(agent, figures)
     return 0
 
 
-def _flag(text: str | None, path: str, flag: str) -> Any:
-    return None if text is None else check_value(BY_PATH[path], parse_yaml(text, flag), name=flag)
+def _search(planner: str | None) -> SearchConfig | None:
+    if planner is None:
+        return None
+    from wm_rllib.planner_settings import search_config
+
+    return search_config({"planner": planner}, {"planner": "--planner"})
 
 
-def _environment(args: argparse.Namespace, checkpoint: Path) -> tuple[str, dict[str, Any]]:
-    """Return the environment's id and arguments: as the flag says, else as in training."""
-    values = checkpoints.read_settings(checkpoint) if checkpoints.read_meta(checkpoint) else {}
-    trained_in = values.get("env.id")
-    env_id = args.env or trained_in
-    if env_id is None:
-        raise CommandError(f"{checkpoint} does not say which environment it was trained in. Fix: --env ID.")
-    return env_id, values.get("env.config", {}) if env_id == trained_in else {}
+def _with_planner(agent: Agent, search: SearchConfig, episodes: int, seed: int | None) -> dict[str, Any]:
+    """Return the planner's return in as many episodes, and how long it and the policy take for a decision."""
+    from wm_rllib.evaluation import evaluate_policy
+    from wm_rllib.planning import PlanningPolicy
+    from wm_rllib.playing import time_decisions
+
+    def planner() -> PlanningPolicy:
+        return PlanningPolicy(agent.policy, search, seed)
+
+    result = evaluate_policy(planner(), agent.vector_env, episodes, seed, agent.env_config)
+    env: Any = agent.make_env()
+    try:
+        times = time_decisions(planner(), env, TIMED_DECISIONS, seed)
+        policy_times = time_decisions(agent.policy, env, TIMED_DECISIONS, seed)
+    finally:
+        env.close()
+    return {
+        "planner": search.planner,
+        "planner_return_mean": result.mean,
+        "planner_return_std": result.std,
+        "planner_decision_ms_median": times.median_ms,
+        "planner_decision_ms_p95": times.p95_ms,
+        "policy_decision_ms_median": policy_times.median_ms,
+        "policy_decision_ms_p95": policy_times.p95_ms,
+    }
 
 
-def _report(result: Any, checkpoint: Path, *, as_json: bool) -> None:
-    episodes = len(result.returns)
-    if as_json:
-        content = {"episode_return_mean": result.mean, "episode_return_std": result.std, "episodes": episodes}
-        print(json.dumps(content))
-    else:
-        print(f"{checkpoint}: return {result.mean:.2f} +- {result.std:.2f} (std) over {episodes} greedy episodes")
+def _report(agent: Agent, figures: dict[str, Any]) -> None:
+    place = agent.checkpoint
+    mean, std, episodes = (figures[f"episode{key}"] for key in ("_return_mean", "_return_std", "s"))
+    print(f"{place}: return {mean:.2f} +- {std:.2f} (std) over {episodes} greedy episodes")
+    if "planner" in figures:
+        mean, std = figures["planner_return_mean"], figures["planner_return_std"]
+        print(
+            f"{place}: return {mean:.2f} +- {std:.2f} (std) over {episodes} episodes with planner {figures['planner']}"
+        )
+        for who in ("planner", "policy"):
+            median, p95 = figures[f"{who}_decision_ms_median"], figures[f"{who}_decision_ms_p95"]
+            print(f"{who}: {median:.2f} ms a decision (median; p95 {p95:.2f}), one environment, one thread")

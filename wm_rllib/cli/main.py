@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_plan(commands)
     _add_sweep(commands)
     add_benchmark(commands)
     return parser
@@ -65,9 +66,30 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--env", metavar="ID", help="environment; default: the one it was trained in")
     add("--episodes", metavar="N", help="episodes (20)")
     add("--seed", metavar="S", help="seed of the episodes; default: fresh ones")
+    add("--planner", metavar="random|cem|mppi", help="also play by search in the world model, and time decisions")
+    _add_output(add)
+
+
+def _add_output(add: Callable[..., Any]) -> None:
+    """The flags of whatever plays with a checkpoint."""
     add("--json", action="store_true", help="print one line of JSON")
     add("--verbose", action="store_true", help="show warnings")
     add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
+
+
+def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
+    about = "play by search in a checkpoint's world model, without its policy network"
+    add = commands.add_parser("plan", help=about, description=about, allow_abbrev=False).add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or run folder (its best, else its last)")
+    add("--env", metavar="ID", help="environment; default: the one it was trained in")
+    add("--planner", metavar="random|cem|mppi", help="how candidates are chosen")
+    add("--horizon", metavar="N", help="actions of a plan")
+    add("--samples", metavar="N", help="candidates of an iteration")
+    add("--iterations", metavar="N", help="iterations of a decision")
+    add("--critic", action=argparse.BooleanOptionalAction, default=True, help="value what comes after the horizon")
+    add("--episodes", metavar="N", help="episodes, one after the other (5)")
+    add("--seed", metavar="S", help="seed of the episodes and of the search; default: fresh ones")
+    _add_output(add)
 
 
 def _add_sweep(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -125,6 +147,10 @@ def _run(args: argparse.Namespace) -> int:
         from wm_rllib.cli import benchmark
 
         return benchmark.run(args)
+    if args.command == "plan":
+        from wm_rllib.cli import planner
+
+        return planner.run(args)
     from wm_rllib.cli import evaluate
 
     return evaluate.run(args)
