@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wm_rllib.cli.agents import Agent
     from wm_rllib.look.session import World
 
-DEFAULT_OUTPUT, DEFAULT_HORIZON, MOST_STEPS = "dream.gif", 200, 5000
+DEFAULT_OUTPUT, DEFAULT_HORIZON, MOST_STEPS = "dream.gif", 200, 1000
 FRAMES_PER_SECOND = 25
 
 
@@ -61,7 +61,7 @@ def _write(args: argparse.Namespace, agent: Agent, output: Path, horizon: int, s
 
     temperature = _temperature(args, agent)
     tracks = make_tracks(agent, horizon, seed, temperature)
-    frames = list(draw_tracks(agent, tracks))
+    frames = draw_tracks(agent, tracks)
     try:
         write_animation(output, frames, FRAMES_PER_SECOND)
     except OSError as error:

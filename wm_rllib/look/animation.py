@@ -12,7 +12,7 @@ from wm_rllib.cli.agents import Agent
 from wm_rllib.environments import AnyEnv, make_env
 from wm_rllib.look.acting import greedy_actions
 from wm_rllib.look.frames import Painter, make_painter
-from wm_rllib.look.pictures import side_by_side
+from wm_rllib.look.pictures import PANEL_WIDTH, cut_height, shrink, side_by_side
 from wm_rllib.models.stepping import Place, Stepper
 
 TITLES = ("real", "dreamed, same actions", "dreamed, policy acts in it")
@@ -102,20 +102,23 @@ def _dream(stepper: Stepper, actions: Iterator[torch.Tensor], temperature: float
     return Track(np.stack(observations), np.array(rewards), ended)
 
 
-def draw_tracks(agent: Agent, tracks: Tracks) -> Iterator[np.ndarray]:
+def draw_tracks(agent: Agent, tracks: Tracks) -> list[np.ndarray]:
     """Frames of all three beside each other; one that has ended stands still."""
     length = max(len(track.rewards) for track in tracks.all)
     painter = make_painter(agent.env_id, agent.env_config, tracks.real.observations, length)
     try:
-        for t in range(length + 1):
-            frames = [_paint(painter, track, t) for track in tracks.all]
-            yield side_by_side(frames, TITLES, [_caption(track, t) for track in tracks.all])
+        painted = [_paint(painter, track, t) for t in range(length + 1) for track in tracks.all]
     finally:
         painter.close()
+    painted, width = cut_height(painted), len(TITLES)
+    return [
+        side_by_side(painted[width * t : width * (t + 1)], TITLES, [_caption(track, t) for track in tracks.all])
+        for t in range(length + 1)
+    ]
 
 
 def _paint(painter: Painter, track: Track, t: int) -> np.ndarray:
-    return painter.paint(track.observations[: min(t, len(track.rewards)) + 1])
+    return shrink(painter.paint(track.observations[: min(t, len(track.rewards)) + 1]), PANEL_WIDTH)
 
 
 def _caption(track: Track, t: int) -> str:

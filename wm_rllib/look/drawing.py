@@ -34,6 +34,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.0,
     "lines.linewidth": 1.6,
+    "axes.prop_cycle": "cycler('color', ['#1c7ed6', '#e8590c', '#2b8a3e', '#9c36b5', '#f08c00', '#0c8599', '#c2255c', "
+    "'#868e96'])",
     "svg.fonttype": "path",
 }
 

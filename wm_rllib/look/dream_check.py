@@ -14,9 +14,9 @@ from wm_rllib.evaluation import VectorEnv, make_vector_env
 from wm_rllib.look.episodes import Episode, play, policy_actor, random_actor, step_limit
 from wm_rllib.look.frames import TracePainter, make_painter
 from wm_rllib.look.measuring import DreamSettings, Traces, TrustFigures, measure
-from wm_rllib.look.pictures import strip
+from wm_rllib.look.pictures import cut_height, strip
 
-STRIP_FRAMES = 7
+STRIP_FRAMES, STRIP_WIDTH = 6, 132
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def _film(agent: Agent, traces: Traces) -> np.ndarray | None:
         times = np.linspace(0, len(traces.real) - 1, STRIP_FRAMES).round().astype(int)
         rows = (traces.real, traces.expected, traces.dreamed[0])
         blank = np.full_like(painter.paint(traces.real[:1]), 255)
-        frames = [[painter.paint(row[: t + 1]) if np.isfinite(row[t]).all() else blank for t in times] for row in rows]
-        return strip(frames, ("real", "expected", "dreamed"), [f"step {t}" for t in times], 140)
+        frames = [painter.paint(row[: t + 1]) if np.isfinite(row[t]).all() else blank for row in rows for t in times]
+        frames = cut_height(frames)
+        by_row = [frames[at : at + STRIP_FRAMES] for at in range(0, len(frames), STRIP_FRAMES)]
+        return strip(by_row, ("real", "expected", "dreamed"), [f"step {t}" for t in times], STRIP_WIDTH)
     finally:
         painter.close()

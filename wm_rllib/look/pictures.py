@@ -39,6 +39,16 @@ def shrink(frame: Frame, width: int) -> Frame:
     return np.asarray(image)
 
 
+def cut_height(frames: Sequence[Frame], margin: int = 12) -> list[Frame]:
+    """The frames, all of one size, without the rows above and below all that any of them shows."""
+    background = frames[0][0, 0]
+    shown = np.any([(frame != background).any((1, 2)) for frame in frames], 0).nonzero()[0]
+    if not len(shown):
+        return list(frames)
+    top, bottom = max(0, shown[0] - margin), shown[-1] + margin + 1
+    return [frame[top:bottom] for frame in frames]
+
+
 def side_by_side(frames: Sequence[Frame], titles: Sequence[str], captions: Sequence[str]) -> Frame:
     """Panels beside each other, a title and a caption above each."""
     from PIL import Image, ImageDraw, ImageFont

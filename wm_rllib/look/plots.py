@@ -15,7 +15,9 @@ from wm_rllib.models.trust import Calibration, Traversal
 
 WIDE, HALF = 9.2, 4.5
 MAX_DIMENSIONS = 8
-"""Of an observation that are drawn; wider ones are cut off, and the report says so."""
+"""Of an observation that are drawn; of wider ones the first."""
+SMALLEST_MOVE = 0.02
+"""Of an observation, in V's units, that makes a latent worth a plot."""
 
 
 def learning_curve(run: RunHistory) -> str:
@@ -42,7 +44,7 @@ def learning_curve(run: RunHistory) -> str:
                 run.stop_return, color=CARE, linestyle=(0, (4, 3)), linewidth=1, label="return that ends the run"
             )
         axis.set(xlabel="real steps", ylabel="return")
-        axis.legend(loc="upper left")
+        figure.figure.legend(loc="outside upper left", ncols=3)
     return figure.svg
 
 
@@ -88,20 +90,27 @@ LOSSES = {
     "vae/reconstruction_loss": "V: reconstruction",
     "mdn/termination_loss": "M: termination (nats)",
     "mdn/reward_loss": "M: reward",
-    "trust/error_next": "error next step / standing still",
-    "trust/steps_ahead": "steps ahead better than standing still",
+    "trust/error_next": "error next step, of standing still's",
+    "trust/steps_ahead": "steps ahead that it predicts",
 }
 
 
 def losses(run: RunHistory) -> str:
     """V and M over real steps."""
-    with plot(WIDE, 3.8, "losses") as figure:
-        for axis, (name, title) in zip(figure.axes(2, 3), LOSSES.items(), strict=True):
+    measured = {name: title for name, title in LOSSES.items() if run.series(name)[0]}
+    if not measured:
+        return ""
+    rows = math.ceil(len(measured) / 3)
+    with plot(WIDE, 0.4 + 1.7 * rows, "losses") as figure:
+        axes = figure.axes(rows, 3)
+        for axis, (name, title) in zip(axes, measured.items(), strict=False):
             steps, values = run.series(name)
             axis.plot(steps, values, color=EXPECTED, marker="o" if len(steps) < 30 else None, markersize=3)
             axis.set_title(title, fontsize=8.5)
-            if values and min(values) > 0 and max(values) > 30 * min(values):
+            if min(values) > 0 and max(values) > 30 * min(values):
                 axis.set_yscale("log")
+        for axis in axes[len(measured) :]:
+            axis.set_visible(False)
         figure.figure.supxlabel("real steps", fontsize=9, color="#495057")
     return figure.svg
 
@@ -130,51 +139,44 @@ def open_loop(figures: TrustFigures, names: Sequence[str]) -> str:
 
 
 def reliability(calibration: Calibration) -> str:
-    """How often episodes ended where M said how probable that is."""
-    rows = [
-        (predicted, seen, count)
-        for predicted, seen, count in zip(calibration.predicted, calibration.seen, calibration.counts, strict=True)
+    """Ends that M expected and ends that came, by how probable M said that they were."""
+    rows = [index for index, count in enumerate(calibration.counts) if count]
+    expected = [calibration.counts[index] * calibration.predicted[index] for index in rows]
+    seen = [calibration.counts[index] * calibration.seen[index] for index in rows]
+    names = [
+        f"{_percent(low)}-{_percent(high)} %\n{count:,}"
+        for low, high, count in zip(calibration.edges, calibration.edges[1:], calibration.counts, strict=False)
         if count
     ]
     with plot(HALF, 3.0, "reliability") as figure:
-        axis = figure.axes()[0]
-        axis.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
-        predicted, seen, counts = (np.array(column, float) for column in zip(*rows, strict=True))
-        spread = np.sqrt(np.maximum(seen * (1 - seen), 1 / counts) / counts)
-        axis.errorbar(predicted, seen, spread, color=DREAM, marker="o", linestyle="", capsize=2, elinewidth=1)
-        for x, y, count in zip(predicted, seen, counts, strict=True):
-            axis.annotate(f"{int(count):,}", (x, y), (5, -9), textcoords="offset points", fontsize=7, color="#868e96")
-        axis.set(
-            xlabel="probability of an end, says M", ylabel="share that ended", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
-        )
-        axis.set_title("ends, with the steps in each row")
+        axis, places = figure.axes()[0], np.arange(len(rows))
+        axis.bar(places - 0.2, expected, 0.38, color=DREAM, label="ends that M expected")
+        axis.bar(places + 0.2, seen, 0.38, color=REAL, label="ends that came")
+        axis.set_xticks(places, names, fontsize=7)
+        axis.grid(visible=False, axis="x")
+        axis.set(title="ends of episodes", xlabel="probability of an end, says M; steps below")
+        axis.legend(loc="best")
     return figure.svg
 
 
+def _percent(probability: float) -> str:
+    return f"{100 * probability:g}"
+
+
 def promises(near: Promise, whole: Promise) -> str:
-    """Rewards dreamed against rewards paid, start by start."""
+    """Rewards dreamed beside rewards paid, a dot for each start."""
     with plot(HALF, 3.0, "promise") as figure:
-        for axis, promise, title in zip(
-            figure.axes(1, 2), (near, whole), (f"{near.steps} steps", "whole episodes"), strict=True
-        ):
-            mean, spread = promise.dreamed.mean(1), promise.dreamed.std(1)
-            axis.errorbar(
-                promise.real,
-                mean,
-                spread,
-                color=DREAM,
-                linestyle="",
-                marker="o",
-                markersize=3,
-                alpha=0.5,
-                elinewidth=0.8,
-            )
-            low, high = min(promise.real.min(), mean.min()), max(promise.real.max(), mean.max())
-            margin = 0.08 * (high - low) + 0.02 * abs(high) + 1e-6
-            ends = [low - margin, high + margin]
-            axis.plot(ends, ends, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, zorder=0)
-            axis.set(title=title, xlabel="paid", xlim=ends, ylim=ends)
-        figure.figure.axes[0].set_ylabel("dreamed, mean and spread")
+        titles = (f"over {near.steps} steps", "over whole episodes")
+        for axis, promise, title in zip(figure.axes(1, 2), (near, whole), titles, strict=True):
+            for place, (values, color) in enumerate(((promise.real, REAL), (promise.dreamed.mean(1), DREAM))):
+                spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
+                axis.plot(place + spread, values, "o", color=color, markersize=3, alpha=0.4, markeredgewidth=0)
+                axis.plot([place - 0.32, place + 0.32], [values.mean()] * 2, color=color, linewidth=2)
+            axis.set_xticks([0, 1], ["paid", "dreamed"])
+            axis.set(title=title, xlim=(-0.6, 1.6))
+            axis.margins(y=0.15)
+            axis.grid(visible=False, axis="x")
+        figure.figure.axes[0].set_ylabel("rewards, summed")
     return figure.svg
 
 
@@ -204,10 +206,11 @@ def traces(found: Traces, names: Sequence[str]) -> str:
 
 
 def traversals(found: Traversal, scale: np.ndarray, names: Sequence[str]) -> str:
-    """What each latent stands for, the busiest first."""
+    """What each latent stands for, the busiest first; those that V does not use are left out."""
     decoded = found.decoded.flatten(2).numpy()
     change = (decoded - decoded.mean(1, keepdims=True)) / scale
-    order = np.argsort(-np.ptp(change, axis=1).max(1))[:8]
+    moved = np.ptp(change, axis=1).max(1)
+    order = [latent for latent in np.argsort(-moved)[:8] if moved[latent] >= SMALLEST_MOVE] or [int(moved.argmax())]
     size = min(decoded.shape[-1], MAX_DIMENSIONS)
     rows = math.ceil(len(order) / 4)
     with plot(WIDE, 0.7 + 1.7 * rows, "traversals") as figure:

@@ -92,15 +92,18 @@ def _dream_sections(run: RunHistory, check: DreamCheck, source: str) -> list[str
         page.section(
             "What it promises",
             page.paragraph(
-                "Left: on the diagonal, episodes end as often as M says. Right: on the diagonal, dreams of the same "
-                "policy from the same states bring what the environment paid."
+                "Left: ends that M expected, step by step, beside those that came. Right: what dreams "
+                "of the same policy from the same states bring, a dot for each start, beside what the environment paid."
             ),
             page.row_of(plots.reliability(figures.ends), plots.promises(figures.near, figures.whole)),
             _promise_table(check),
         ),
         page.section(
             "What its latents stand for",
-            page.paragraph("Each latent is moved over its range, the others stay at their mean; V decodes."),
+            page.paragraph(
+                "Each latent is moved over its range, the others stay at their mean; V decodes. Latents that move "
+                "nothing are left out."
+            ),
             plots.traversals(figures.traversal, check.obs_scale, names),
         ),
     ]

@@ -44,7 +44,7 @@ RULES = (
     f"that were paid from there. Yes up to {CARE_AT:.0%} too much or within {CHANCE:g} standard errors, with care up "
     f"to {FAIL_AT:.0%}, else no. A promise that is too low by more than {FAIL_AT:.0%} asks for care, no more: a policy "
     "seeks out what is promised, not what is not. Shares are of the mean that was paid, or of its spread where that is "
-    "larger.",
+    "larger. Over whole episodes, which may be longer than any dream of this run, the worst is that care is due.",
     "The verdict is the worst of the three that could be measured.",
 )
 
@@ -76,7 +76,7 @@ def judge(figures: TrustFigures) -> Verdict:
     findings = (
         prediction(figures.on_policy, figures.settings.horizon),
         ends(figures.ends),
-        promise(figures.near),
+        promise(figures.near, figures.whole),
     )
     known = [finding.trust for finding in findings if finding.trust is not Trust.UNKNOWN]
     return Verdict(max(known, default=Trust.UNKNOWN), findings)
@@ -101,7 +101,8 @@ def prediction(errors: OpenLoop, horizon: int) -> Finding:
         words += f" and {_share(float(relative[measured - 1]))} {measured} steps ahead"
     if measured < horizon:
         words += f". Dreams are up to {horizon} steps long, but no real stretch was"
-    return Finding("Prediction", trust, words + ".")
+    advice = "" if good else f" Dreams of {max(ahead, 1)} steps (imagination_horizon) end where it stops predicting."
+    return Finding("Prediction", trust, f"{words}.{advice}")
 
 
 def ends(calibration: Calibration) -> Finding:
@@ -120,21 +121,27 @@ def ends(calibration: Calibration) -> Finding:
     return Finding("Ends", Trust.WITH_CARE if factor <= FAIL_FACTOR else Trust.NO, words)
 
 
-def promise(near: Promise) -> Finding:
+def promise(near: Promise, whole: Promise) -> Finding:
     """Whether the dream pays what the environment pays."""
-    share = near.gap / near.scale
-    by_chance = abs(near.gap) <= CHANCE * near.gap_error
-    trust = Trust.YES
-    if not by_chance:
-        trust = Trust.NO if share > FAIL_AT else Trust.WITH_CARE if share > CARE_AT or share < -FAIL_AT else Trust.YES
-    where = f"over {near.steps} steps: {near.dreamed.mean():.2f} dreamed, {near.real.mean():.2f} paid"
-    if math.isinf(near.gap_error):
-        return Finding("Promise", Trust.UNKNOWN, f"A single start says nothing of its promise {where}.")
-    if by_chance:
-        words = f"It promises what the real environment pays, within chance, {where}"
-    else:
-        words = f"It promises {abs(share):.1%} {'more' if share > 0 else 'less'} than the real environment pays {where}"
-    return Finding("Promise", trust, f"{words} (gap {near.gap:+.2f} ± {near.gap_error:.2f}).")
+    trust, words = _kept(near, f"over {near.steps} steps")
+    far_trust, far_words = _kept(whole, "over whole episodes")
+    if far_trust is not Trust.UNKNOWN and near.steps < whole.steps:
+        trust = max(trust, min(far_trust, Trust.WITH_CARE))
+        words = f"{words} {far_words}"
+    return Finding("Promise", trust, words)
+
+
+def _kept(found: Promise, where: str) -> tuple[Trust, str]:
+    if math.isinf(found.gap_error):
+        return Trust.UNKNOWN, f"A single start says nothing of what it promises {where}."
+    share = found.gap / found.scale
+    figures = f"{found.dreamed.mean():.2f} dreamed, {found.real.mean():.2f} paid"
+    figures += f", gap {found.gap:+.2f} ± {found.gap_error:.2f}"
+    if abs(found.gap) <= CHANCE * found.gap_error:
+        return Trust.YES, f"It promises what the real environment pays {where}, within chance ({figures})."
+    trust = Trust.NO if share > FAIL_AT else Trust.WITH_CARE if share > CARE_AT or share < -FAIL_AT else Trust.YES
+    more = "more" if share > 0 else "less"
+    return trust, f"It promises {abs(share):.1%} {more} than the real environment pays {where} ({figures})."
 
 
 def _share(value: float) -> str:
