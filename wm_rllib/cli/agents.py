@@ -1,54 +1,59 @@
-"""From a checkpoint that a user names to the agent in it, and the environment it was trained in."""
+"""A checkpoint's agent and its environment, for the commands that play with it."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.environments import env_spaces
+from wm_rllib.cli.run_folder import BEST, LAST
+from wm_rllib.environments import AnyEnv, env_spaces, make_env
+from wm_rllib.settings import BY_PATH, Setting, check_value
+from wm_rllib.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
-    from wm_rllib.policy import WorldModelPolicy
+    from wm_rllib.policy import WorldModelPolicy  # Ray: only once the arguments are known to be right
 
 
 @dataclass(frozen=True)
 class Agent:
-    """A loaded checkpoint.
-
-    Attributes:
-        checkpoint: Its folder.
-        policy: V, M and C.
-        env_id: The environment: as the user says, else as in training.
-        env_config: Its arguments.
-        settings: The run's resolved settings by dotted path; empty for a checkpoint that Ray Tune wrote.
-    """
+    """A checkpoint, its agent, and the environment that it is to play in."""
 
     checkpoint: Path
     policy: WorldModelPolicy
     env_id: str
     env_config: dict[str, Any]
-    settings: dict[str, Any]
+
+    @property
+    def vector_env(self) -> Any:
+        """The environment as `wm_rllib.evaluation.evaluate_policy` takes it."""
+        return partial(make_env, self.env_id) if ":" in self.env_id else self.env_id
+
+    def make_env(self) -> AnyEnv:
+        """One environment."""
+        return make_env(self.env_id, self.env_config)
 
 
-def load_agent(checkpoint: Path, env: str | None = None) -> Agent:
-    """Loads a checkpoint.
+def flag_value(text: str | None, setting: Setting | str, flag: str) -> Any:
+    """The checked value of a flag that means a setting (a row of a table, or its path); None where it is not given."""
+    row = BY_PATH[setting] if isinstance(setting, str) else setting
+    return None if text is None else check_value(row, parse_yaml(text, flag), name=flag)
 
-    Args:
-        checkpoint: Its folder.
-        env: The environment, if it is not the one that the agent was trained in.
+
+def load_agent(args: argparse.Namespace) -> Agent:
+    """Loads what `args.checkpoint` and `args.env` name.
 
     Raises:
-        CommandError: If it cannot be loaded, or does not fit the environment.
+        CommandError: If there is no such checkpoint, or its agent does not fit the environment.
     """
-    settings = checkpoints.read_settings(checkpoint) if checkpoints.read_meta(checkpoint) else {}
-    trained_in = settings.get("env.id")
-    env_id = env or trained_in
-    if env_id is None:
-        raise CommandError(f"{checkpoint} does not say which environment it was trained in. Fix: --env ID.")
-    env_config = settings.get("env.config", {}) if env_id == trained_in else {}
+    checkpoint = checkpoints.resolve(args.checkpoint, (BEST, LAST))
+    values = checkpoints.read_settings(checkpoint) if checkpoints.read_meta(checkpoint) else {}
+    env_id, env_config = _environment(args, checkpoint, values)
     observation_space, action_space = env_spaces(env_id, env_config)
 
     from wm_rllib.policy import load_policy
@@ -63,4 +68,13 @@ def load_agent(checkpoint: Path, env: str | None = None) -> Agent:
             f"environment {env_id!r} has observations of shape {observation_space.shape} and actions {action_space}, "
             f"but the agent was trained on {shape} and {policy.action_space}. Fix: another --env or checkpoint."
         )
-    return Agent(checkpoint, policy, env_id, env_config, settings)
+    return Agent(checkpoint, policy, env_id, env_config)
+
+
+def _environment(args: argparse.Namespace, checkpoint: Path, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The environment's id and arguments: as the flag says, else as in training."""
+    trained_in = values.get("env.id")
+    env_id = args.env or trained_in
+    if env_id is None:
+        raise CommandError(f"{checkpoint} does not say which environment it was trained in. Fix: --env ID.")
+    return env_id, values.get("env.config", {}) if env_id == trained_in else {}

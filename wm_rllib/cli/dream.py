@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wm_rllib.cli import checkpoints
+from wm_rllib.cli.agents import Agent, flag_value, load_agent
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.look_flags import value_like, whole_number
-from wm_rllib.cli.run_folder import BEST, LAST
+from wm_rllib.cli.look_flags import whole_number
 from wm_rllib.cli.signals import exit_code
 
 if TYPE_CHECKING:
-    from wm_rllib.cli.agents import Agent
+    from wm_rllib.look.measuring import DreamSettings
     from wm_rllib.look.session import World
 
 DEFAULT_OUTPUT, DEFAULT_HORIZON, MOST_STEPS = "dream.gif", 200, 1000
@@ -32,34 +32,27 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--port is for --play. Fix: add --play, or leave --port out.")
     horizon = whole_number(args.horizon, "--horizon", 1, MOST_STEPS, DEFAULT_HORIZON)
     port = whole_number(args.port, "--port", 1, 65535, 0)
-    seed = value_like(args.seed, "seed", "--seed", 0)
-    value_like(args.temperature, "world_model.mdn_rnn.temperature", "--temperature", None)
+    seed = flag_value(args.seed, "seed", "--seed") or 0
+    temperature = flag_value(args.temperature, "world_model.mdn_rnn.temperature", "--temperature")
     output = Path(args.output or DEFAULT_OUTPUT)
     if not args.play:
         check_output(output)
-    checkpoint = checkpoints.resolve(args.checkpoint, (BEST, LAST))
     require_matplotlib()
+    agent = load_agent(args)
 
-    from wm_rllib.cli.agents import load_agent
-
-    agent = load_agent(checkpoint, args.env)
-    if args.play:
-        return _play(args, agent, port, seed)
-    return _write(args, agent, output, horizon, seed)
-
-
-def _temperature(args: argparse.Namespace, agent: Agent) -> float:
     from wm_rllib.look.dream_check import dream_settings
 
-    default = dream_settings(agent).temperature
-    return float(value_like(args.temperature, "world_model.mdn_rnn.temperature", "--temperature", default))
+    settings = dream_settings(agent)
+    settings = replace(settings, temperature=float(temperature or settings.temperature))
+    if args.play:
+        return _play(agent, settings, port, seed)
+    return _write(agent, output, horizon, settings.temperature, seed)
 
 
-def _write(args: argparse.Namespace, agent: Agent, output: Path, horizon: int, seed: int) -> int:
+def _write(agent: Agent, output: Path, horizon: int, temperature: float, seed: int) -> int:
     from wm_rllib.look.animation import draw_tracks, make_tracks
     from wm_rllib.look.pictures import write_animation
 
-    temperature = _temperature(args, agent)
     tracks = make_tracks(agent, horizon, seed, temperature)
     frames = draw_tracks(agent, tracks)
     try:
@@ -71,10 +64,10 @@ def _write(args: argparse.Namespace, agent: Agent, output: Path, horizon: int, s
     return 0
 
 
-def _play(args: argparse.Namespace, agent: Agent, port: int, seed: int) -> int:
+def _play(agent: Agent, settings: DreamSettings, port: int, seed: int) -> int:
     from wm_rllib.look.server import serve
 
-    world = _world(args, agent, seed)
+    world = _world(agent, settings, seed)
     try:
         number = serve(
             world, port, lambda url: print(f"the dream of {agent.env_id}: {url}  (Ctrl-C ends it)", flush=True)
@@ -84,8 +77,8 @@ def _play(args: argparse.Namespace, agent: Agent, port: int, seed: int) -> int:
     return exit_code(number)
 
 
-def _world(args: argparse.Namespace, agent: Agent, seed: int) -> World:
-    from wm_rllib.look.dream_check import dream_settings, fresh_episodes
+def _world(agent: Agent, settings: DreamSettings, seed: int) -> World:
+    from wm_rllib.look.dream_check import fresh_episodes
     from wm_rllib.look.frames import make_painter
     from wm_rllib.look.session import World
     from wm_rllib.look.starts import Starts, read_replay
@@ -97,7 +90,7 @@ def _world(args: argparse.Namespace, agent: Agent, seed: int) -> World:
         policy=agent.policy,
         painter=make_painter(agent.env_id, agent.env_config, starts.episodes[0].observations, DEFAULT_HORIZON),
         starts=starts,
-        burn_in=dream_settings(agent).burn_in,
-        temperature=_temperature(args, agent),
+        burn_in=settings.burn_in,
+        temperature=settings.temperature,
         seed=seed,
     )

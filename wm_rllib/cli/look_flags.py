@@ -7,7 +7,6 @@ from typing import Any
 
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.output import LOG_LEVELS
-from wm_rllib.settings import BY_PATH, check_value
 from wm_rllib.yaml_files import parse_yaml
 
 
@@ -42,15 +41,6 @@ def add_dream(commands: argparse._SubParsersAction[Any]) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="show warnings")
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
-
-
-def value_like(text: str | None, path: str, flag: str, default: Any) -> Any:
-    """Return a flag's value, by the rule of the setting that it is like; the default if the flag is not given.
-
-    Raises:
-        SettingError: For a value that is not allowed.
-    """
-    return default if text is None else check_value(BY_PATH[path], parse_yaml(text, flag), name=flag)
 
 
 def whole_number(text: str | None, flag: str, low: int, high: int, default: int) -> int:

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wm_rllib.cli.agents import Agent, flag_value, load_agent
 from wm_rllib.cli.checkpoints import find, read_meta
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.look_flags import value_like, whole_number
+from wm_rllib.cli.look_flags import whole_number
 from wm_rllib.cli.run_folder import BEST, LAST
 from wm_rllib.settings import SettingError
 
 if TYPE_CHECKING:
-    from wm_rllib.cli.agents import Agent
     from wm_rllib.look.run import RunHistory
 
 DEFAULT_EPISODES, MOST_EPISODES = 20, 200
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from wm_rllib.look.run import read_run
 
     episodes = whole_number(args.episodes, "--episodes", 2, MOST_EPISODES, DEFAULT_EPISODES)
-    seed = value_like(args.seed, "seed", "--seed", 0)
+    seed = flag_value(args.seed, "seed", "--seed") or 0
     history = read_run(args.run)
     output = Path(args.output) if args.output else history.path / "report.html"
     check_folder(output)
@@ -61,8 +61,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(history: RunHistory) -> tuple[Agent, str]:
     """The agent of checkpoints/best, else of last, and how to call it."""
-    from wm_rllib.cli.agents import load_agent
-
     folder = history.path / "checkpoints"
     for attempt in range(ATTEMPTS):
         name = next((name for name in (BEST, LAST) if find(folder, name)), None)
@@ -71,7 +69,7 @@ def _load(history: RunHistory) -> tuple[Agent, str]:
         if name is None or path is None or before is None:
             raise CommandError("The run has no checkpoint yet.")
         try:
-            agent = load_agent(path)
+            agent = load_agent(argparse.Namespace(checkpoint=path, env=None))
         except (OSError, EOFError, CommandError):
             if read_meta(path) == before and attempt + 1 == ATTEMPTS:
                 raise

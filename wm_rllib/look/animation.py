@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wm_rllib.cli.agents import Agent
-from wm_rllib.environments import AnyEnv, make_env
+from wm_rllib.environments import AnyEnv
 from wm_rllib.look.acting import greedy_actions
 from wm_rllib.look.frames import Painter, make_painter
 from wm_rllib.look.pictures import PANEL_WIDTH, cut_height, shrink, side_by_side
@@ -56,7 +56,7 @@ def make_tracks(agent: Agent, horizon: int, seed: int, temperature: float) -> Tr
         seed: Of the environment's reset, and of the dreams.
         temperature: Of M's mixture.
     """
-    env = make_env(agent.env_id, agent.env_config)
+    env = agent.make_env()
     try:
         real, actions = _play(agent, env, horizon, seed)
     finally:

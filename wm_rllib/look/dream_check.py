@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from wm_rllib.cli.agents import Agent
-from wm_rllib.environments import make_env
+from wm_rllib.cli.checkpoints import read_meta, read_settings
+from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.evaluation import VectorEnv, make_vector_env
 from wm_rllib.look.episodes import Episode, play, policy_actor, random_actor, step_limit
 from wm_rllib.look.frames import TracePainter, make_painter
@@ -36,9 +36,8 @@ class DreamCheck:
 
 def dream_settings(agent: Agent) -> DreamSettings:
     """How the run of this checkpoint dreams; the defaults where it does not say."""
-    from wm_rllib.config import WorldModelPPOConfig
-
-    default, settings = WorldModelPPOConfig(), agent.settings
+    default = WorldModelPPOConfig()
+    settings = read_settings(agent.checkpoint) if read_meta(agent.checkpoint) else {}  # Tune's have none of ours
     return DreamSettings(
         horizon=settings.get("world_model.training.imagination_horizon", default.imagination_horizon),
         burn_in=settings.get("world_model.training.burn_in", default.burn_in),
@@ -77,8 +76,7 @@ def fresh_episodes(agent: Agent, num_episodes: int, seed: int) -> list[Episode]:
 
 
 def _vector_env(agent: Agent, num_envs: int) -> VectorEnv:
-    env = partial(make_env, agent.env_id) if ":" in agent.env_id else agent.env_id
-    return make_vector_env(env, num_envs, agent.env_config)
+    return make_vector_env(agent.vector_env, num_envs, agent.env_config)
 
 
 def _play_as_policy(agent: Agent, env: VectorEnv, seed: int) -> list[Episode]:
