@@ -17,8 +17,7 @@ import pytest
 from look_run import row, write_checkpoint, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra dev)")
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
+By = pytest.importorskip("selenium.webdriver.common.by").By
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -96,7 +95,7 @@ class Tab:
         self.press("r")
         wait_for(lambda: self.text("t") == "0", "the reset")
         for step in range(steps):
-            self.press(Keys.ARROW_RIGHT)
+            self.press(webdriver.Keys.ARROW_RIGHT)
             wait_for(lambda step=step: self.text("t") == str(step + 1), "a step")
         return self.frame()
 

@@ -79,9 +79,7 @@ def test_mp4(checkpoint: Path, tmp_path: Path):
 def test_wrong_values_are_named(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ):
-    assert words in refused(
-        capsys, "dream", str(checkpoint), *(flag.replace("{tmp}", str(tmp_path)) for flag in flags)
-    )
+    assert words in refused(capsys, "dream", str(checkpoint), *(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
 
 
 def test_a_missing_encoder_is_named(

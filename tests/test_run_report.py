@@ -103,7 +103,10 @@ def tags_of(path: Path) -> set[str]:
         ([], ["No iteration has ended yet", "none yet"]),
         (ROWS[:1], ["random up to 100", "none yet"]),
         (ROWS[:3], ["none yet", "not ended"]),
-        ([*ROWS, row(6, **{"faults/resumes": 2, "restarts/dreamers": 3})], ["resumed", "2 times", "restarts/dreamers: 3"]),
+        (
+            [*ROWS, row(6, **{"faults/resumes": 2, "restarts/dreamers": 3})],
+            ["resumed", "2 times", "restarts/dreamers: 3"],
+        ),
     ],
     ids=["empty", "random phase", "not evaluated", "resumed"],
 )
