@@ -90,11 +90,14 @@ def _play(agent: Agent, env: AnyEnv, horizon: int, seed: int) -> tuple[Track, li
 
 
 def _dream(stepper: Stepper, actions: Iterator[torch.Tensor], temperature: float) -> Track:
-    """Up to the first end, or the last action."""
+    """Up to the first end, the last action, or where there is nothing left to draw."""
     observations, rewards, ended = [stepper.observations[0].numpy()], [], False
     for action in actions:
         step = stepper.step(action, temperature)
-        observations.append(stepper.observations[0].numpy())
+        observation = stepper.observations[0].numpy()
+        if not np.isfinite(observation).all():  # M has left all that it knows
+            break
+        observations.append(observation)
         rewards.append(float(step.rewards[0]))
         if step.terminateds[0]:
             ended = True
@@ -105,7 +108,8 @@ def _dream(stepper: Stepper, actions: Iterator[torch.Tensor], temperature: float
 def draw_tracks(agent: Agent, tracks: Tracks) -> list[np.ndarray]:
     """Frames of all three beside each other; one that has ended stands still."""
     length = max(len(track.rewards) for track in tracks.all)
-    painter = make_painter(agent.env_id, agent.env_config, tracks.real.observations, length)
+    everything = np.concatenate([track.observations for track in tracks.all])
+    painter = make_painter(agent.env_id, agent.env_config, everything, length)
     try:
         painted = [_paint(painter, track, t) for t in range(length + 1) for track in tracks.all]
     finally:

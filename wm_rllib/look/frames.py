@@ -127,7 +127,7 @@ def make_painter(env_id: str, env_config: Mapping[str, Any], observations: np.nd
     Args:
         env_id: As in training.
         env_config: As in training.
-        observations: Real ones [N, *O], for the axes of traces.
+        observations: What is to be drawn [N, *O], or much like it, for the axes of traces.
         steps: How long the traces may become.
     """
     if observations.ndim == 4 and observations.shape[-1] in (1, 3):
@@ -136,4 +136,4 @@ def make_painter(env_id: str, env_config: Mapping[str, Any], observations: np.nd
     if painter is not None:
         return painter
     flat = observations.reshape(len(observations), -1)
-    return TracePainter(flat.min(0), flat.max(0), steps)
+    return TracePainter(np.nanmin(flat, 0), np.nanmax(flat, 0), steps)

@@ -28,17 +28,9 @@ def learning_curve(run: RunHistory) -> str:
         axis.plot(*run.series("env_runners/episode_return_mean"), color=MUTED, label="training episodes, recent mean")
         steps, means = run.series("evaluation/episode_return_mean")
         deviations = run.values("evaluation/episode_return_std", steps)
-        axis.errorbar(
-            steps,
-            means,
-            deviations,
-            color=DREAM,
-            marker="o",
-            markersize=4,
-            capsize=2,
-            elinewidth=1,
-            label="evaluation, greedy: mean and standard deviation",
-        )
+        look = {"color": DREAM, "marker": "o", "markersize": 4, "capsize": 2, "elinewidth": 1}
+        if steps:
+            axis.errorbar(steps, means, deviations, label="evaluation, greedy: mean and standard deviation", **look)
         if run.stop_return is not None:
             axis.axhline(
                 run.stop_return, color=CARE, linestyle=(0, (4, 3)), linewidth=1, label="return that ends the run"
@@ -58,7 +50,9 @@ def _shade_phases(axis: Any, run: RunHistory) -> None:
 
 
 def imagination(run: RunHistory) -> str:
-    """Share of imagined rows, and what dreams promise beside what is paid."""
+    """Share of imagined rows, and what dreams promise beside what is paid; nothing before the first dream."""
+    if not run.series("imagination/ratio")[0]:
+        return ""
     with plot(WIDE, 2.8, "imagination") as figure:
         ratio, gap = figure.axes(1, 2)
         ratio.plot(*run.series("imagination/ratio"), color=DREAM, label="realised")
@@ -68,17 +62,9 @@ def imagination(run: RunHistory) -> str:
         gap.plot(*run.series("imagination/return_gap"), color=MUTED, label="value targets, dreamed less real")
         steps, means = run.series("imagination/judged_gap")
         errors = [2 * error for error in run.values("imagination/judged_gap_error", steps)]
-        gap.errorbar(
-            steps,
-            means,
-            errors,
-            color=DREAM,
-            marker="o",
-            markersize=3,
-            capsize=2,
-            elinewidth=1,
-            label="same start states (± 2 standard errors)",
-        )
+        look = {"color": DREAM, "marker": "o", "markersize": 3, "capsize": 2, "elinewidth": 1}
+        if steps:
+            gap.errorbar(steps, means, errors, label="same start states (± 2 standard errors)", **look)
         gap.set(title="return gap", xlabel="real steps")
         for axis in (ratio, gap):
             axis.legend(loc="best")
@@ -155,6 +141,7 @@ def reliability(calibration: Calibration) -> str:
         axis.set_xticks(places, names, fontsize=7)
         axis.grid(visible=False, axis="x")
         axis.set(title="ends of episodes", xlabel="probability of an end, says M; steps below")
+        axis.set_ylim(0, 1.1 * max(1.0, *expected, *seen))
         axis.legend(loc="best")
     return figure.svg
 

@@ -125,9 +125,8 @@ def _promise_table(check: DreamCheck) -> str:
 
 
 def _training(run: RunHistory) -> str:
-    if not run.rows:
-        return ""
-    return page.section("Imagination and the world model in training", plots.imagination(run), plots.losses(run))
+    drawn = plots.imagination(run), plots.losses(run)
+    return page.section("Imagination and the world model in training", *drawn) if any(drawn) else ""
 
 
 def _stages(run: RunHistory) -> str:

@@ -101,8 +101,8 @@ def prediction(errors: OpenLoop, horizon: int) -> Finding:
         words += f" and {_share(float(relative[measured - 1]))} {measured} steps ahead"
     if measured < horizon:
         words += f". Dreams are up to {horizon} steps long, but no real stretch was"
-    advice = "" if good else f" Dreams of {max(ahead, 1)} steps (imagination_horizon) end where it stops predicting."
-    return Finding("Prediction", trust, f"{words}.{advice}")
+    advice = f" Dreams of {ahead} steps (imagination_horizon) end where it stops predicting." if ahead > 1 else ""
+    return Finding("Prediction", trust, f"{words}." + ("" if good else advice))
 
 
 def ends(calibration: Calibration) -> Finding:
