@@ -15,6 +15,7 @@ from wm_rllib.cli.run_folder import BEST, LAST
 from wm_rllib.settings import SettingError
 
 if TYPE_CHECKING:
+    from wm_rllib.look.dream_check import DreamCheck
     from wm_rllib.look.run import RunHistory
 
 DEFAULT_EPISODES, MOST_EPISODES = 20, 200
@@ -35,28 +36,34 @@ def run(args: argparse.Namespace) -> int:
     check_folder(output)
     require_matplotlib()
 
-    from wm_rllib.look.dream_check import DreamCheck, check_dream
-    from wm_rllib.look.report import make_report, verdict_of
+    from wm_rllib.look.report import make_report
+    from wm_rllib.look.verdict import judge, not_judged
 
-    check: DreamCheck | None = None
-    why_not, source = "It was left out (--no-dream).", ""
-    if not args.no_dream:
-        try:
-            agent, source = _load(history)
-            check = check_dream(agent, episodes, seed)
-        except (CommandError, SettingError) as error:  # all else of the run can be shown
-            why_not = f"{error}"
-    _write(output, make_report(history, check, why_not, source))
+    check, source, why_not = _check(history, episodes, seed, leave_out=args.no_dream)
+    verdict = judge(check.figures) if check else not_judged(why_not)
+    _write(output, make_report(history, check, verdict, source))
     if args.tensorboard and check is not None:
         from wm_rllib.look.events import write_events
 
         write_events(history.path / "tensorboard" / "report", check)
-    verdict = verdict_of(check, why_not)
     print(verdict.headline)
     for finding in verdict.findings:
         print(f"  {finding.name}: {finding.words}")
     print(f"report: {output}")
     return 0
+
+
+def _check(history: RunHistory, episodes: int, seed: int, *, leave_out: bool) -> tuple[DreamCheck | None, str, str]:
+    """What was found of the dream, in which checkpoint; or nothing, and why. All else of the run can be shown."""
+    if leave_out:
+        return None, "", "It was left out (--no-dream)."
+    from wm_rllib.look.dream_check import check_dream
+
+    try:
+        agent, source = _load(history)
+        return check_dream(agent, episodes, seed), source, ""
+    except (CommandError, SettingError) as error:
+        return None, "", str(error)
 
 
 def _load(history: RunHistory) -> tuple[Agent, str]:
@@ -70,9 +77,9 @@ def _load(history: RunHistory) -> tuple[Agent, str]:
             raise CommandError("The run has no checkpoint yet.")
         try:
             agent = load_agent(argparse.Namespace(checkpoint=path, env=None))
-        except (OSError, EOFError, CommandError):
+        except (OSError, EOFError, CommandError) as error:
             if read_meta(path) == before and attempt + 1 == ATTEMPTS:
-                raise
+                raise CommandError(f"{path} cannot be loaded: {error}") from None
             continue
         if read_meta(path) == before:  # else it was replaced while it was read, and may be half of each
             return agent, f"checkpoints/{name} (iteration {before.training_iteration}, {before.num_env_steps:,} steps)"

@@ -13,31 +13,25 @@ from wm_rllib.look.dream_check import DreamCheck
 from wm_rllib.look.names import dimension_names
 from wm_rllib.look.pictures import data_uri
 from wm_rllib.look.run import RunHistory, number
-from wm_rllib.look.verdict import Verdict, judge, not_judged
+from wm_rllib.look.verdict import Verdict
 from wm_rllib.settings import to_tree
 
 
-def make_report(run: RunHistory, check: DreamCheck | None, why_not: str, source: str) -> str:
+def make_report(run: RunHistory, check: DreamCheck | None, verdict: Verdict, source: str) -> str:
     """The report's HTML.
 
     Args:
         run: The run's history.
         check: What was found of its dream; None if nothing was measured.
-        why_not: The reason for that, as a sentence.
+        verdict: What follows from that.
         source: Which checkpoint was measured, as a person would call it.
     """
-    verdict = judge(check.figures) if check else not_judged(why_not)
     body = [page.facts(_facts(run)), page.verdict_box(verdict), _learning(run)]
     if check is not None:
         body += _dream_sections(run, check, source)
     body += [_training(run), _stages(run), _counters(run), _settings(run)]
     body.append(page.paragraph(f"Written by wm_rllib {__version__} from {run.path}."))
     return page.page(f"{run.env_id}: {run.path.absolute().name}", body)
-
-
-def verdict_of(check: DreamCheck | None, why_not: str) -> Verdict:
-    """The report's verdict."""
-    return judge(check.figures) if check else not_judged(why_not)
 
 
 def _facts(run: RunHistory) -> dict[str, Any]:
@@ -72,15 +66,20 @@ def _dream_sections(run: RunHistory, check: DreamCheck, source: str) -> list[str
         f"steps, and are drawn at temperature {settings.temperature:g}."
     )
     film = [page.image(data_uri(check.film), "real frames above dreamed ones")] if check.film is not None else []
-    return [
-        page.section(
-            "Real against dreamed",
-            page.paragraph(
-                f"{measured} Below: one real stretch, what M expects of it under the same actions, and dreams of it."
-            ),
-            *film,
-            plots.traces(figures.traces, names),
+    real = page.section(
+        "Real against dreamed",
+        page.paragraph(
+            f"{measured} Below: one real stretch, what M expects of it under the same actions, and dreams of it."
         ),
+        *film,
+        plots.traces(figures.traces, names),
+    )
+    return [real, *_measured_sections(check, names)]
+
+
+def _measured_sections(check: DreamCheck, names: list[str]) -> list[str]:
+    figures = check.figures
+    return [
         page.section(
             "How far ahead it predicts",
             page.paragraph(
@@ -92,8 +91,8 @@ def _dream_sections(run: RunHistory, check: DreamCheck, source: str) -> list[str
         page.section(
             "What it promises",
             page.paragraph(
-                "Left: ends that M expected, step by step, beside those that came. Right: what dreams "
-                "of the same policy from the same states bring, a dot for each start, beside what the environment paid."
+                "Left: ends that M expected, step by step, beside those that came. Right: what dreams of the same "
+                "policy from the same states bring, a dot for each start, beside what the environment paid."
             ),
             page.row_of(plots.reliability(figures.ends), plots.promises(figures.near, figures.whole)),
             _promise_table(check),
