@@ -126,7 +126,7 @@ def write_animation(output: Path, frames: Sequence[Frame], frames_per_second: in
     else:
         from PIL.Image import Dither
 
-        images = [_image(frame).quantize(64, dither=Dither.NONE) for frame in frames]
+        images = [_image(frame).quantize(128, dither=Dither.NONE) for frame in frames]
         duration = round(1000 / frames_per_second)
         last = [duration] * (len(images) - 1) + [1500]
         images[0].save(output, save_all=True, append_images=images[1:], duration=last, loop=0, optimize=True)
