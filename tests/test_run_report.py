@@ -81,6 +81,7 @@ def test_a_report_with_its_dream(trained: Path, capsys: pytest.CaptureFixture[st
     assert re.search(r"It expects [\d.]+ ends where \d+ came, in \d+ real steps", page.text)
     assert re.search(r"(promises|A single start)", page.text)
     assert "checkpoints/last (iteration 5, 500 steps)" in page.text
+    assert re.search(r"0\.0% to 0\.1%\s*[\d,]+0\.00%", page.text)
     assert "120.5" in page.text and "ended" in page.text
     assert printed.splitlines()[0] in page.text
     assert "img" in page.tags  # CartPole has pictures

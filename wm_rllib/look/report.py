@@ -14,6 +14,7 @@ from wm_rllib.look.names import dimension_names
 from wm_rllib.look.pictures import data_uri
 from wm_rllib.look.run import RunHistory, number
 from wm_rllib.look.verdict import Verdict
+from wm_rllib.models.trust import Calibration
 from wm_rllib.settings import to_tree
 
 
@@ -96,6 +97,7 @@ def _measured_sections(check: DreamCheck, names: list[str]) -> list[str]:
             ),
             page.row_of(plots.reliability(figures.ends), plots.promises(figures.near, figures.whole)),
             _promise_table(check),
+            page.folded("Ends in numbers", _reliability_table(figures.ends)),
         ),
         page.section(
             "What its latents stand for",
@@ -121,6 +123,17 @@ def _promise_table(check: DreamCheck) -> str:
             )
         )
     return page.table(("rewards", "starts", "paid (mean ± spread)", "dreamed", "gap ± standard error"), rows)
+
+
+def _reliability_table(ends: Calibration) -> str:
+    rows = [
+        (f"{low:.1%} to {high:.1%}", f"{count:,}", f"{predicted:.2%}", f"{seen:.2%}", f"{count * seen:.0f}")
+        for low, high, count, predicted, seen in zip(
+            ends.edges, ends.edges[1:], ends.counts, ends.predicted, ends.seen, strict=False
+        )
+        if count
+    ]
+    return page.table(("probability of an end", "steps", "says M, mean", "came", "ends"), rows)
 
 
 def _training(run: RunHistory) -> str:
