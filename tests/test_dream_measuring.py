@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from look_parts import agent, episodes
 from test_evaluation import Uneven, length_of
 
 from wm_rllib.evaluation import make_vector_env
-from wm_rllib.look.episodes import Episode, places_every, play, policy_actor, random_actor, windows_at
+from wm_rllib.look.episodes import Episode, places_every, play, policy_actor, random_actor, step_limit, windows_at
 from wm_rllib.look.measuring import DREAMS_PER_START, NUM_TRACES, DreamSettings, measure
 from wm_rllib.policy import WorldModelPolicy
 
@@ -81,6 +83,15 @@ def test_the_policy_explores_with_a_memory_for_each_lane():
         policy.reset()
         assert [policy.compute_action(o) for o in episode.observations[:-1]] == episode.actions.tolist()
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("env", "limit"), [("CartPole-v1", 500), (partial(gym.make, "CartPole-v1"), 500), (Uneven, None)]
+)
+def test_the_time_limit_is_the_environments(env: Any, limit: int | None):
+    made = gym.vector.SyncVectorEnv([env] * 2) if isinstance(env, partial) else make_vector_env(env, 2)
+    assert step_limit(made) == limit
+    made.close()
 
 
 # Windows

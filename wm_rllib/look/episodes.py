@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -122,8 +121,9 @@ def places_every(episodes: Sequence[Episode], gap: int) -> list[tuple[Episode, i
     return [(episode, t) for episode in episodes for t in range(0, len(episode), gap)]
 
 
-def step_limit(env: Any) -> int | None:
-    """The environment's time limit, if it has one."""
-    spec = getattr(env, "spec", None)
-    limit: int | None = getattr(spec, "max_episode_steps", None)
-    return limit
+def step_limit(env: VectorEnv) -> int | None:
+    """The time limit of the environments, if they have one."""
+    # A vector that was made of a function has no specification of its own.
+    specs = (getattr(one, "spec", None) for one in (env, *getattr(env, "envs", ())))
+    limits = (getattr(spec, "max_episode_steps", None) for spec in specs)
+    return next((limit for limit in limits if limit is not None), None)
