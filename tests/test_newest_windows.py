@@ -129,3 +129,12 @@ def test_service_hands_them_over_by_reference(no_ray: None):
     assert same(ray.get(service.newest_windows(10, BURN_IN, HORIZON)), replay.newest_windows(10, BURN_IN, HORIZON))  # type: ignore
     service.add([[]])
     assert service.newest_windows(10, BURN_IN, HORIZON) is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(2 * 8 * 100, 100), (2 * 8 * 30, 30), (1, 8)])
+def test_windows_of_large_observations_are_fewer(monkeypatch: pytest.MonkeyPatch, limit: int, expected: int):
+    monkeypatch.setattr("wm_rllib.replay.MAX_WINDOW_NUMBERS", limit)
+    replay = SequenceReplay(1000, 0)
+    replay.add([chunk(1, 0, 12, "terminated")])
+    arrays = replay.newest_windows(100, BURN_IN, HORIZON)
+    assert arrays is not None and len(arrays[MASK]) == expected

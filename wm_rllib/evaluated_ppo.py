@@ -18,7 +18,7 @@ from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.stages import Stages
-from wm_rllib.training_state import Phase, TrainingState
+from wm_rllib.training_state import TrainingState
 
 
 class EvaluatedPPO(PPO):
@@ -41,12 +41,9 @@ class EvaluatedPPO(PPO):
         raise NotImplementedError
 
     def _evaluation_is_due(self) -> bool:
-        interval = self.config.evaluation_interval_steps
-        if interval is None or self._state.phase != Phase.MIXED or not self._state.policy_version:
+        if self._stages.is_cut_short or not self._state.policy_version:
             return False
-        if self._stages.is_cut_short:
-            return False
-        return bool(self._state.num_env_steps // interval > self._state.evaluated_at // interval)
+        return self._state.evaluation_is_due(self.config.evaluation_interval_steps)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """RLlib's evaluation: `evaluation_duration` greedy episodes, with exactly one pair of versions."""

@@ -27,12 +27,14 @@ class Judgement:
         gap: Dreamed less real discounted return from the same states; None without a comparable window.
         gap_error: Standard error of it.
         return_scale: Standard deviation of real returns, as the critic has it.
+        trust: Figures for people, by their names under trust/; the gate does not go by them.
     """
 
     skill: list[float | None]
     gap: float | None
     gap_error: float | None
     return_scale: float
+    trust: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,24 @@ NUM_WINDOWS = 128
 def choose_imagination(stages: Stages, real: RealExperience) -> tuple[float, int]:
     """Ratio and horizon of the iteration that learns from `real`.
 
-    The gate judges M on experience that it has not been fitted to yet: that of this iteration.
+    The gate judges M on experience that it has not been fitted to yet: that of this iteration. Without the gate M is
+    judged too, for people to see, in iterations that end with an evaluation.
     """
     config, state = stages.config, stages.parts.state
-    if config.imagination_ratio != AUTO:
+    is_auto = config.imagination_ratio == AUTO
+    wanted = is_auto or state.evaluation_is_due(config.evaluation_interval_steps)
+    judgement = _judge(stages) if wanted and real.raw_refs else None
+    if not is_auto:
+        if judgement is not None:
+            stages.report.add_judgement(judgement, config.imagination_horizon)
         # The ratio of a schedule is that of the step at which the iteration began.
         before = state.num_env_steps - real.num_timesteps
         return ratio_at(config.imagination_ratio, before), config.imagination_horizon
-    judgement = _judge(stages) if real.raw_refs else None
     if judgement is not None:
         state.gate.judge(judgement)
     ratio, horizon = state.gate.ratio(config.gate_bounds), state.gate.horizon(config.gate_bounds)
-    stages.report.add_judgement(judgement, state.gate, horizon)
+    stages.report.add_judgement(judgement, horizon)
+    stages.report.add_gate(state.gate, horizon)
     return ratio, horizon
 
 

@@ -60,7 +60,8 @@ class IterationReport:
         self.configured_ratio: float | None = None
         self.return_gap: float | None = None
         self.evaluation: dict[str, float] = {}
-        self.gate: dict[str, float | None] = {}
+        self.judged: dict[str, float | None] = {}
+        self.trust: dict[str, float | None] = {}
         self.learning_rates: dict[str, float | None] = dict.fromkeys(LEARNING_RATES)
 
     @contextmanager
@@ -114,8 +115,9 @@ class IterationReport:
                 "lost_rows": self.lost_rows,
                 "surplus_rows": self.surplus_rows,
                 "updates_skipped": self.updates_skipped,
-                **self.gate,
+                **self.judged,
             },
+            "trust": dict(self.trust),
             "vae": self._losses("vae"),
             "mdn": self._losses("mdn"),
             "ppo": self._losses("ppo"),
@@ -129,14 +131,20 @@ class IterationReport:
             },
         }
 
-    def add_judgement(self, judgement: Judgement | None, gate: Gate, horizon: int) -> None:
-        """Keeps what the gate was told and what it made of it."""
+    def add_judgement(self, judgement: Judgement | None, horizon: int) -> None:
+        """Keeps what was found of M on fresh experience: the next step, and the horizon of this iteration's dreams."""
         skill = judgement.skill if judgement else []
-        self.gate = {
+        self.judged |= {
             "skill_next": skill[0] if skill else None,
             "skill_at_horizon": skill[horizon - 1] if len(skill) >= horizon else None,
             "judged_gap": judgement.gap if judgement else None,
             "judged_gap_error": judgement.gap_error if judgement else None,
+        }
+        self.trust = dict(judgement.trust) if judgement else {}
+
+    def add_gate(self, gate: Gate, horizon: int) -> None:
+        """Keeps what the gate made of all that it was told."""
+        self.judged |= {
             "gate_skill": gate.skill[0] if gate.skill else None,
             "gate_gap": gate.gap,
             "configured_horizon": horizon,

@@ -1,4 +1,7 @@
-"""One judgement of M for the gate: its skill on fresh experience, and its dreams' returns against real ones."""
+"""One judgement of M: its skill on fresh experience, and its dreams' returns against real ones.
+
+For the gate of `imagination_ratio="auto"`, and for people at each evaluation.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from wm_rllib.gate import Judgement
 from wm_rllib.models.dreaming import dream
 from wm_rllib.models.judging import Windows, dreamed_returns, open_loop_skill, real_returns
+from wm_rllib.models.trust import calibrate, end_probabilities, open_loop_errors
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.policy_network import make_policy
 from wm_rllib.replay import MASK, Arrays
@@ -53,7 +57,24 @@ def judge_world_model(
         skill=_plain(torch.minimum(skill.observation, skill.reward)),
         **_gap((dreamed - real)[real.isfinite()].cpu().numpy()),
         return_scale=max(float(getattr(module, "value_scale", 1.0)), 1e-6),
+        trust=_trust(world_model, windows, temperature),
     )
+
+
+def _trust(world_model: WorldModel, windows: Windows, temperature: float) -> dict[str, float | None]:
+    """Open-loop error against standing still, and ends expected against ends seen."""
+    errors = open_loop_errors(world_model, windows)
+    probabilities, ended = end_probabilities(world_model, windows, temperature)
+    calibration = calibrate(probabilities.cpu(), ended.cpu())
+    relative = _plain(errors.relative)
+    return {
+        "steps_ahead": float(errors.steps_ahead),
+        "error_next": relative[0],
+        "error_at_horizon": relative[-1],
+        "termination_calibration": calibration.error,
+        "ends_expected": calibration.expected_ends,
+        "ends_seen": float(calibration.seen_ends),
+    }
 
 
 def _gap(differences: np.ndarray) -> dict[str, float | None]:

@@ -33,20 +33,24 @@ METRICS: dict[str, Metric] = {
     ),
     "imagination/horizon": Metric("Mean realised length of this iteration's dreams.", "steps"),
     "imagination/configured_horizon": Metric(
-        "Longest dream that the gate allowed; like the six below only at a ratio of `auto`.", "steps"
+        "Longest dream that the gate allowed; only at a ratio of `auto`.", "steps"
     ),
     "imagination/skill_next": Metric(
-        "Share of the variance of fresh experience that M explains one step ahead; 0 is no better than the mean.",
+        "Share of the variance of fresh experience that M explains one step ahead; 0 is no better than the mean. Like "
+        "the three below and `trust/*`, measured where an evaluation is due and, at a ratio of `auto`, always.",
         "up to 1",
     ),
     "imagination/skill_at_horizon": Metric(
-        "The same `configured_horizon` steps ahead; null where no fresh episode is that long.", "up to 1"
+        "The same as many steps ahead as dreams are long; null where no fresh episode is.", "up to 1"
     ),
     "imagination/judged_gap": Metric(
         "Mean dreamed less real discounted return from the same fresh states; null without two to compare.", "return"
     ),
     "imagination/judged_gap_error": Metric("Standard error of that gap.", "return"),
-    "imagination/gate_skill": Metric("Running mean of `skill_next`, by which the gate opens.", "up to 1"),
+    "imagination/gate_skill": Metric(
+        "Running mean of `skill_next`, by which the gate opens; like the one below only at a ratio of `auto`.",
+        "up to 1",
+    ),
     "imagination/gate_gap": Metric(
         "Running mean of `judged_gap` beyond chance, in the critic's units; above 0 it closes the gate.",
         "standard deviations",
@@ -71,6 +75,20 @@ METRICS: dict[str, Metric] = {
     "imagination/updates_skipped": Metric(
         "PPO updates left out because no merge at the ratio was possible.", "updates"
     ),
+    "trust/steps_ahead": Metric(
+        "Steps ahead up to which M's expectation under the real actions beats saying that nothing changes.", "steps"
+    ),
+    "trust/error_next": Metric(
+        "M's error one step ahead over that of standing still, on fresh experience; 1 is no better.", "ratio"
+    ),
+    "trust/error_at_horizon": Metric(
+        "The same `imagination_horizon` steps ahead; null where no fresh episode is that long.", "ratio"
+    ),
+    "trust/termination_calibration": Metric(
+        "Expected calibration error of M's probability that the next step ends the episode.", "0 to 1"
+    ),
+    "trust/ends_expected": Metric("Ends that M expected on the steps it was judged on.", "ends"),
+    "trust/ends_seen": Metric("Ends that there were on these steps.", "ends"),
     "vae/reconstruction_loss": Metric("Reconstruction error of V on normalised observations.", "squared error"),
     "vae/kl_divergence": Metric("KL of V's posterior from the standard normal.", "nats"),
     "mdn/nll": Metric("Negative log-likelihood of the next latent under M.", "nats"),

@@ -22,6 +22,10 @@ WORLD_MODEL_MODULE_ID = "world_model"
 MASK = "mask"
 REPLAY_FILE = "replay.pkl"
 
+MAX_WINDOW_NUMBERS, MIN_WINDOWS = 2**24, 8
+"""Numbers in the observations of newest windows, beyond which there are fewer of them, and how few: whoever judges M on
+them copies them several times, and windows of pictures would take gigabytes."""
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -109,6 +113,8 @@ class SequenceReplay(EpisodeReplayBuffer):
     def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays | None:
         """Windows that start at steps of the newest `add`, drawn evenly, with the steps before them.
 
+        There are `num_windows` of them, or fewer where observations are large.
+
         Returns:
             obs [N, burn_in + horizon + 1, *O], actions, rewards, terminateds and mask [N, burn_in + horizon]: step
             `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last. None
@@ -119,6 +125,8 @@ class SequenceReplay(EpisodeReplayBuffer):
             return None
         chunks = [(self.episodes[self.episode_id_to_index[i] - self._num_episodes_evicted], n) for i, n in held]
         lengths = np.array([length for _, length in chunks], float)
+        numbers = (burn_in + horizon + 1) * _episode_arrays(chunks[0][0])[0][0].size
+        num_windows = min(num_windows, max(MIN_WINDOWS, MAX_WINDOW_NUMBERS // numbers))
         before, after = [], []
         for index in self.rng.choice(len(chunks), size=num_windows, p=lengths / lengths.sum()):
             episode, length = chunks[index]

@@ -56,6 +56,12 @@ class TrainingState:
     resumes: int = 0
     gate: Gate = field(default_factory=Gate)
 
+    def evaluation_is_due(self, interval: int | None) -> bool:
+        """Whether an evaluation is due at the present number of real steps, with one each `interval` of them."""
+        if interval is None or self.phase is not Phase.MIXED:
+            return False
+        return self.num_env_steps // interval > self.evaluated_at // interval
+
     def note_publication(self, iteration: int) -> None:
         """Records that `sequence` was published in `iteration`."""
         self.published_at[self.sequence] = iteration

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from wm_rllib.cli.benchmark_flags import add_benchmark
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.look_flags import add_dream, add_report
 from wm_rllib.cli.output import LOG_LEVELS, configure_output
 from wm_rllib.settings import SettingError
 
@@ -33,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_sweep(commands)
     add_benchmark(commands)
+    add_report(commands)
+    add_dream(commands)
     return parser
 
 
@@ -151,6 +154,14 @@ def _run(args: argparse.Namespace) -> int:
         from wm_rllib.cli import planner
 
         return planner.run(args)
+    if args.command == "report":
+        from wm_rllib.cli import report
+
+        return report.run(args)
+    if args.command == "dream":
+        from wm_rllib.cli import dream
+
+        return dream.run(args)
     from wm_rllib.cli import evaluate
 
     return evaluate.run(args)

@@ -67,7 +67,7 @@ def open_loop_skill(world_model: WorldModel, windows: Windows) -> Skill:
     Errors are squared, in the units of V's input and of the reward head, and summed over windows and dimensions.
     """
     length, vae = windows.burn_in, world_model.vae
-    z, rewards = _expected_path(world_model, windows)
+    z, rewards = expected_path(world_model, windows)
     valid = windows.mask[:, length:]
     real = vae.normalise(windows.observations[:, length + 1 :]).flatten(2)
     predicted = vae.normalise(vae.decode(z)).flatten(2)
@@ -92,7 +92,7 @@ def _explained(predicted: Tensor, real: Tensor, valid: Tensor, least_variance: T
     return 1.0 - error / torch.maximum(variance, least_variance)
 
 
-def _expected_path(world_model: WorldModel, windows: Windows) -> tuple[Tensor, Tensor]:
+def expected_path(world_model: WorldModel, windows: Windows) -> tuple[Tensor, Tensor]:
     """Expected latents [N, H, Z] of steps 1 .. H, and expected rewards [N, H]."""
     mdn_rnn, length = world_model.mdn_rnn, windows.burn_in
     z, state = windows.start(world_model)

@@ -1,0 +1,95 @@
+"""`report`: one self-contained HTML file on a run, with a verdict on its dream."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wm_rllib.cli.agents import Agent, flag_value, load_agent
+from wm_rllib.cli.checkpoints import find, read_meta
+from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.look_flags import whole_number
+from wm_rllib.cli.run_folder import BEST, LAST
+from wm_rllib.settings import SettingError
+
+if TYPE_CHECKING:
+    from wm_rllib.look.dream_check import DreamCheck
+    from wm_rllib.look.run import RunHistory
+
+DEFAULT_EPISODES, MOST_EPISODES = 20, 200
+ATTEMPTS = 3
+"""To load a checkpoint that a running run may replace meanwhile."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report that the arguments ask for; returns the exit code."""
+    from wm_rllib.look.drawing import require_matplotlib
+    from wm_rllib.look.pictures import check_folder
+    from wm_rllib.look.run import read_run
+
+    episodes = whole_number(args.episodes, "--episodes", 2, MOST_EPISODES, DEFAULT_EPISODES)
+    seed = flag_value(args.seed, "seed", "--seed") or 0
+    history = read_run(args.run)
+    output = Path(args.output) if args.output else history.path / "report.html"
+    check_folder(output)
+    require_matplotlib()
+
+    from wm_rllib.look.report import make_report
+    from wm_rllib.look.verdict import judge, not_judged
+
+    check, source, why_not = _check(history, episodes, seed, leave_out=args.no_dream)
+    verdict = judge(check.figures) if check else not_judged(why_not)
+    _write(output, make_report(history, check, verdict, source))
+    if args.tensorboard and check is not None:
+        from wm_rllib.look.events import write_events
+
+        write_events(history.path / "tensorboard" / "report", check)
+    print(verdict.headline)
+    for finding in verdict.findings:
+        print(f"  {finding.name}: {finding.words}")
+    print(f"report: {output}")
+    return 0
+
+
+def _check(history: RunHistory, episodes: int, seed: int, *, leave_out: bool) -> tuple[DreamCheck | None, str, str]:
+    """What was found of the dream, in which checkpoint; or nothing, and why. All else of the run can be shown."""
+    if leave_out:
+        return None, "", "It was left out (--no-dream)."
+    from wm_rllib.look.dream_check import check_dream
+
+    try:
+        agent, source = _load(history)
+        return check_dream(agent, episodes, seed), source, ""
+    except (CommandError, SettingError) as error:
+        return None, "", str(error)
+
+
+def _load(history: RunHistory) -> tuple[Agent, str]:
+    """The agent of checkpoints/best, else of last, and how to call it."""
+    folder = history.path / "checkpoints"
+    for attempt in range(ATTEMPTS):
+        name = next((name for name in (BEST, LAST) if find(folder, name)), None)
+        path = find(folder, name) if name else None
+        before = read_meta(path) if path else None
+        if name is None or path is None or before is None:
+            raise CommandError("The run has no checkpoint yet.")
+        try:
+            agent = load_agent(argparse.Namespace(checkpoint=path, env=None))
+        except (OSError, EOFError, CommandError) as error:
+            if read_meta(path) == before and attempt + 1 == ATTEMPTS:
+                raise CommandError(f"{path} cannot be loaded: {error}") from None
+            continue
+        if read_meta(path) == before:  # else it was replaced while it was read, and may be half of each
+            return agent, f"checkpoints/{name} (iteration {before.training_iteration}, {before.num_env_steps:,} steps)"
+    raise CommandError("Its checkpoint was replaced while it was read, again and again. Fix: try once more.")
+
+
+def _write(output: Path, content: str) -> None:
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, output)
+    except OSError as error:
+        raise CommandError(f"{output} cannot be written: {error.strerror}. Fix: another --output.") from None

@@ -1,0 +1,79 @@
+"""Lanes in M that somebody else steers: one step at a time, with noise of their own, to be put back where they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wm_rllib.models.mdn_rnn import State
+from wm_rllib.models.mixture import MixtureNoise, sample_mixture
+from wm_rllib.models.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where B lanes are: z [B, Z], state [B, D] each."""
+
+    z: Tensor
+    state: State
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step brought: rewards, end_probabilities and terminateds [B]."""
+
+    rewards: Tensor
+    end_probabilities: Tensor
+    terminateds: Tensor
+
+
+class Stepper:
+    """B lanes in M. Unlike `dreaming.dream`, they go on after an end, may be steered by hand, and may be put back.
+
+    Args:
+        world_model: V and M, in eval mode.
+        place: Where the lanes start.
+        seed: Of their noise, which is drawn from no global generator.
+    """
+
+    def __init__(self, world_model: WorldModel, place: Place, seed: int):
+        self.world_model = world_model
+        self.place = place
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Starts the noise afresh."""
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def features(self) -> Tensor:
+        """What C sees, [B, F]."""
+        return self.world_model.features(self.place.z, self.place.state[0])
+
+    @property
+    def observations(self) -> Tensor:
+        """What V makes of the latents, [B, *O] in the environment's units."""
+        with torch.no_grad():
+            return self.world_model.vae.decode(self.place.z)
+
+    @torch.no_grad()
+    def step(self, actions: Tensor, temperature: float) -> Step:
+        """One step under actions [B, ...] in policy space, at a temperature of M's mixture."""
+        mdn_rnn, z = self.world_model.mdn_rnn, self.place.z
+        encoded = self.world_model.codec.encode(actions)
+        state = mdn_rnn.step(z, encoded, self.place.state)
+        next_z = sample_mixture(mdn_rnn.predict(state[0], z, encoded), temperature, self._noise(len(z)))
+        outcome = mdn_rnn.outcome(z, encoded, next_z)
+        probabilities = outcome.termination_logit.sigmoid()
+        terminated = torch.rand(len(z), generator=self._generator) < probabilities
+        self.place = Place(next_z, state)
+        return Step(outcome.reward_if(terminated), probabilities, terminated)
+
+    def _noise(self, lanes: int) -> MixtureNoise:
+        config = self.world_model.mdn_rnn.config
+        per_dimension = () if config.mixture == "joint" else (config.latent_dim,)
+        uniform = torch.empty(lanes, config.num_mixtures, *per_dimension)
+        gumbel = -uniform.exponential_(generator=self._generator).log()
+        return MixtureNoise(gumbel, torch.randn(lanes, config.latent_dim, generator=self._generator))
