@@ -160,8 +160,8 @@ def test_a_lane_goes_where_the_actions_lead():
     step = lanes.step(torch.tensor([0, 1]), 1.0)
     torch.testing.assert_close(lanes.place.z, 0.5 * torch.eye(3)[0] + torch.stack([SHIFT, -SHIFT]))
     torch.testing.assert_close(lanes.observations[:, :3], lanes.place.z)
-    assert step.rewards.tolist() == [5.0, 5.0]
-    assert not step.terminateds.any() and step.end_probabilities.max() < 1e-6
+    assert step.reward.tolist() == [5.0, 5.0]
+    assert not step.terminated.any() and step.termination_prob.max() < 1e-6
 
 
 def test_noise_is_the_seeds_and_nobody_elses():
@@ -205,5 +205,5 @@ def test_ends_and_draws_have_the_models_own_distribution(mixture: str):
     z = lanes.place.z.numpy()
     np.testing.assert_allclose(z.std(0), 2.0, atol=0.1)
     np.testing.assert_allclose(z.mean(0), 0.0, atol=0.15)
-    assert torch.equal(step.terminateds, lanes.place.z[:, 0] > 1.0)
-    torch.testing.assert_close(step.rewards, lanes.place.z[:, 0])
+    assert torch.equal(step.terminated, lanes.place.z[:, 0] > 1.0)
+    torch.testing.assert_close(step.reward, lanes.place.z[:, 0])

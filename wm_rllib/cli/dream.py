@@ -81,9 +81,9 @@ def _world(agent: Agent, settings: DreamSettings, seed: int) -> World:
     from wm_rllib.look.dream_check import fresh_episodes
     from wm_rllib.look.frames import make_painter
     from wm_rllib.look.session import World
-    from wm_rllib.look.starts import Starts, read_replay
+    from wm_rllib.look.starts import Starts, stored_episodes
 
-    episodes = read_replay(agent.checkpoint)
+    episodes = stored_episodes(agent.checkpoint)
     starts = Starts(episodes or fresh_episodes(agent, 4, seed))
     return World(
         env_id=agent.env_id,

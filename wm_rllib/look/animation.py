@@ -98,8 +98,8 @@ def _dream(stepper: Stepper, actions: Iterator[torch.Tensor], temperature: float
         if not np.isfinite(observation).all():  # M has left all that it knows
             break
         observations.append(observation)
-        rewards.append(float(step.rewards[0]))
-        if step.terminateds[0]:
+        rewards.append(float(step.reward[0]))
+        if step.terminated[0]:
             ended = True
             break
     return Track(np.stack(observations), np.array(rewards), ended)

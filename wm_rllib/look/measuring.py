@@ -220,7 +220,7 @@ def _traces(world_model: WorldModel, episode: Episode, t: int, settings: DreamSe
         step = lanes.step(action.repeat(NUM_TRACES, *[1] * action.ndim), settings.temperature)
         missing = torch.full_like(seen[0], math.nan)
         seen.append(torch.where(alive.view(-1, *[1] * (missing.ndim - 1)), lanes.observations, missing))
-        alive &= ~step.terminateds
+        alive &= ~step.terminated
     expected = torch.cat([z[:, None], path], 1)
     return Traces(
         real=window.observations[0, length:].numpy(),

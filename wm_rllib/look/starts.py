@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.dream_starts import read_replay
 from wm_rllib.look.episodes import Episode, windows_at
 from wm_rllib.models.stepping import Place
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay import SequenceReplay
-
-REPLAY_FILE = Path("replay") / "replay.pkl"
 
 
 class Starts:
@@ -47,23 +45,19 @@ class Starts:
         return Place(z, state)
 
 
-def read_replay(checkpoint: Path) -> list[Episode]:
+def stored_episodes(checkpoint: Path) -> list[Episode]:
     """The episodes that a checkpoint's replay holds; none if it has no replay.
 
     Raises:
         CommandError: If it cannot be read.
     """
-    path = checkpoint / REPLAY_FILE
-    if not path.is_file():
-        return []
     try:
-        # A checkpoint runs its author's code when it is loaded, and the user has loaded it already.
-        state = pickle.loads(path.read_bytes())
-        replay = SequenceReplay(capacity=1, seed=None)
-        replay.set_state(state)
-        return [
-            Episode(episode.observations.data, episode.actions.data, episode.rewards.data, bool(episode.is_terminated))
-            for episode in replay.episodes
-        ]
+        replay = read_replay(checkpoint)
+    except FileNotFoundError:
+        return []
     except (OSError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
-        raise CommandError(f"{path} cannot be read: {error}. Fix: another checkpoint.") from None
+        raise CommandError(f"the replay of {checkpoint} cannot be read: {error}. Fix: another checkpoint.") from None
+    return [
+        Episode(episode.observations.data, episode.actions.data, episode.rewards.data, bool(episode.is_terminated))
+        for episode in replay.episodes
+    ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wm_rllib.models.imagining import ImaginedStep, draw_step_noise, imagined_step
 from wm_rllib.models.mdn_rnn import State
-from wm_rllib.models.mixture import MixtureNoise, sample_mixture
 from wm_rllib.models.world_model import WorldModel
 
 
@@ -18,15 +18,6 @@ class Place:
 
     z: Tensor
     state: State
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step brought: rewards, end_probabilities and terminateds [B]."""
-
-    rewards: Tensor
-    end_probabilities: Tensor
-    terminateds: Tensor
 
 
 class Stepper:
@@ -59,21 +50,11 @@ class Stepper:
             return self.world_model.vae.decode(self.place.z)
 
     @torch.no_grad()
-    def step(self, actions: Tensor, temperature: float) -> Step:
+    def step(self, actions: Tensor, temperature: float) -> ImaginedStep:
         """One step under actions [B, ...] in policy space, at a temperature of M's mixture."""
         mdn_rnn, z = self.world_model.mdn_rnn, self.place.z
+        noise = draw_step_noise(mdn_rnn, len(z), self._generator)
         encoded = self.world_model.codec.encode(actions)
-        state = mdn_rnn.step(z, encoded, self.place.state)
-        next_z = sample_mixture(mdn_rnn.predict(state[0], z, encoded), temperature, self._noise(len(z)))
-        outcome = mdn_rnn.outcome(z, encoded, next_z)
-        probabilities = outcome.termination_logit.sigmoid()
-        terminated = torch.rand(len(z), generator=self._generator) < probabilities
-        self.place = Place(next_z, state)
-        return Step(outcome.reward_if(terminated), probabilities, terminated)
-
-    def _noise(self, lanes: int) -> MixtureNoise:
-        config = self.world_model.mdn_rnn.config
-        per_dimension = () if config.mixture == "joint" else (config.latent_dim,)
-        uniform = torch.empty(lanes, config.num_mixtures, *per_dimension)
-        gumbel = -uniform.exponential_(generator=self._generator).log()
-        return MixtureNoise(gumbel, torch.randn(lanes, config.latent_dim, generator=self._generator))
+        step = imagined_step(mdn_rnn, z, encoded, self.place.state, temperature, noise)
+        self.place = Place(step.z, step.state)
+        return step
