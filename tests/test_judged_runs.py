@@ -6,21 +6,14 @@ import math
 from typing import Any
 
 import pytest
-from conftest import Reference
 from tiny import HORIZON, TRAIN_BATCH, tiny_config
 
 from wm_rllib.metrics import Row, progress_row
 
-pytestmark = pytest.mark.usefixtures("no_ray", "own_references")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
 JUDGED = ("imagination/skill_next", "imagination/judged_gap", "imagination/judged_gap_error")
 TRUST = ("steps_ahead", "error_next", "termination_calibration", "ends_expected", "ends_seen")
-
-
-@pytest.fixture
-def own_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands for a reference without Ray's object store passes for one."""
-    monkeypatch.setattr("ray.ObjectRef", Reference)
 
 
 def rows_of(num_mixed: int, **overrides: Any) -> list[Row]:
