@@ -49,6 +49,7 @@ def test_a_whole_run_of_the_world_model(tmp_path):
     assert Store(tmp_path).read(job) == result
 
 
+@pytest.mark.slow
 def test_runs_repeat_and_evaluations_do_not_touch_the_training():
     curves = []
     for interval in (32, 64):

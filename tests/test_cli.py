@@ -412,6 +412,7 @@ def test_sigterm_in_the_middle_of_an_iteration(train):
     assert [row["training_iteration"] for row in resumed.rows] == list(range(1, len(resumed.rows) + 1))
 
 
+@pytest.mark.slow
 def test_sigterm_with_actors_and_their_debug_lines(train):
     """Env runner and dreamer as actors: their loggers reach this terminal, and SIGTERM leaves none of them behind."""
     run = train(*REMOTE, "--total-timesteps", "1000000", "--checkpoint-frequency", "1000", "--log-level", "debug")
