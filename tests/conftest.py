@@ -8,6 +8,7 @@ os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def seeded() -> None:
     """Every test draws the same numbers, alone or with others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left_behind() -> Iterator[None]:
+    """An algorithm that is built without `local_ray` starts Ray by itself: the next module must not find it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,8 @@ def test_two_pasts_are_one_too_many(agent: WorldModelPolicy):
         agent.plan(np.zeros((2, 4)), history_actions=np.zeros(1, int), memory=agent.initial_state(1))
 
 
-def test_the_algorithm_plans_as_its_checkpoint_does(tmp_path: Path):
+@pytest.mark.integration
+def test_the_algorithm_plans_as_its_checkpoint_does(tmp_path: Path, local_ray: None):
     algorithm = tiny_config("Pendulum-v1", gamma=GAMMA).build_algo()
     try:
         observation = np.array([1.0, 0.0, 0.5], np.float32)
