@@ -15,7 +15,8 @@ from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.options import resolved_tree
 from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.metrics import ALWAYS
-from wm_rllib.replay import WORLD_MODEL_MODULE_ID, ReplayService
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.replay_service import ReplayService
 from wm_rllib.yaml_files import write_yaml
 
 

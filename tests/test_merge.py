@@ -24,7 +24,8 @@ from tiny import tiny_config
 from wm_rllib import WorldModelPPOConfig
 from wm_rllib.dreamed_rows import COLUMNS
 from wm_rllib.learner import WorldModelPPOLearner
-from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, as_fit_batch
+from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
+from wm_rllib.replay_service import as_fit_batch
 from wm_rllib.seeding import seed_process
 
 pytestmark = pytest.mark.usefixtures("no_ray")

@@ -10,7 +10,8 @@ import ray
 from ray.rllib.core.columns import Columns
 from test_replay import chunk, same
 
-from wm_rllib.replay import MASK, ReplayService, SequenceReplay
+from wm_rllib.replay import MASK, SequenceReplay
+from wm_rllib.replay_service import ReplayService
 
 BURN_IN, HORIZON = 3, 4
 

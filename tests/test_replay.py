@@ -13,7 +13,8 @@ import ray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, ReplayService, SequenceReplay, as_fit_batch
+from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, SequenceReplay
+from wm_rllib.replay_service import ReplayService, as_fit_batch
 
 LENGTH = 6
 
@@ -254,7 +255,8 @@ def test_service_makes_a_batch_for_each_learner(service: ReplayService):
     contents = [batch.policy_batches[WORLD_MODEL_MODULE_ID] for batch in batches]
     assert [len(content) for content in contents] == [12, 12]
     assert not np.array_equal(contents[0][Columns.OBS], contents[1][Columns.OBS])
-    assert service.stats() == {"num_timesteps": 34, "num_episodes": 3, "num_added_timesteps": 34}
+    expected = {"num_timesteps": 34, "num_episodes": 3, "num_added_timesteps": 34, "num_frames": 0, "frame_bytes": 0}
+    assert service.stats() == expected
 
 
 def starts_of(service: ReplayService) -> dict[str, np.ndarray]:

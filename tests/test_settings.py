@@ -183,7 +183,23 @@ def test_check_attrs_checks_all_but_search_spaces():
 
 
 def _any_allowed(setting):
-    for value in (None, 1, 2, 0.5, True, [1], [0, 1], [0.1, 0.9], {}, "auto", "zh", "joint", "vm", "some.module:Name"):
+    for value in (
+        None,
+        1,
+        2,
+        0.5,
+        True,
+        [1],
+        [0, 1],
+        [0.1, 0.9],
+        {},
+        "auto",
+        "zh",
+        "joint",
+        "vm",
+        "memory",
+        "some.module:Name",
+    ):
         try:
             return check_value(setting, value)
         except SettingError:

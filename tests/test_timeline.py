@@ -26,7 +26,8 @@ from torch import Tensor
 from wm_rllib.env_runner import Collected, CollectRequest, WorldModelEnvRunner
 from wm_rllib.models import WorldModel
 from wm_rllib.parameter_server import ParameterServer, make_record
-from wm_rllib.replay import MASK, ReplayService
+from wm_rllib.replay import MASK
+from wm_rllib.replay_service import ReplayService
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -57,6 +57,12 @@ class WorldModelPPOConfig(PPOConfig):
         self.beta = 1e-4
         self.vae_lr = 1e-3
         self.vae_online_lr_fraction = 0.3
+        self.vae_channels = [32, 64, 128, 256]
+        self.vae_change_weight = 3.0
+        self.vae_batch_size = 128
+        self.vae_pretrain_epochs = 10.0
+        self.replay_storage = "memory"
+        self.replay_directory: str | None = None
         self.mdn_rnn_class: str | type | None = None
         self.mdn_hidden_dim = 64
         self.mdn_head_hidden_dims = [128]
@@ -163,6 +169,12 @@ class WorldModelPPOConfig(PPOConfig):
         beta: float = NotProvided,
         vae_lr: float = NotProvided,
         vae_online_lr_fraction: float = NotProvided,
+        vae_channels: list[int] = NotProvided,
+        vae_change_weight: float = NotProvided,
+        vae_batch_size: int = NotProvided,
+        vae_pretrain_epochs: float = NotProvided,
+        replay_storage: str = NotProvided,
+        replay_directory: str | None = NotProvided,
         mdn_rnn_class: str | type | None = NotProvided,
         mdn_hidden_dim: int = NotProvided,
         mdn_head_hidden_dims: list[int] = NotProvided,
@@ -202,6 +214,13 @@ class WorldModelPPOConfig(PPOConfig):
             vae_lr: Learning rate of V.
             vae_online_lr_fraction: V's learning rate in the mixed phase, as a fraction of `vae_lr`: M and C have learnt
                 its latents, and should not have to chase them.
+            vae_channels: Of V's convolutions on images, each of which halves the frame.
+            vae_change_weight: How much more a pixel of an image counts that changed since the frame before.
+            vae_batch_size: Frames of a gradient step of V on images; vectors come in M's sequences.
+            vae_pretrain_epochs: Passes over the randomly collected frames before the mixed phase; may be a fraction.
+            replay_storage: How the replay keeps images: "memory", "compressed" (LZ4, in memory) or "disk".
+            replay_directory: Where "disk" puts its files, of which nothing is left after the run; None: where the
+                system has its temporary files.
             mdn_rnn_class: A subclass of `MDNRNN`, or its import path, in place of the default M.
             mdn_hidden_dim: D, the LSTM's size.
             mdn_head_hidden_dims: Hidden sizes of M's head.
@@ -397,7 +416,12 @@ class WorldModelPPOConfig(PPOConfig):
         """The models' own settings, for these spaces (in env space)."""
         check_action_space(action_space)
         vae = VAEConfig(
-            tuple(observation_space.shape or ()), self.latent_dim, tuple(self.vae_hidden_dims), float(self.beta)
+            tuple(observation_space.shape or ()),
+            self.latent_dim,
+            tuple(self.vae_hidden_dims),
+            float(self.beta),
+            tuple(self.vae_channels),
+            float(self.vae_change_weight),
         )
         mdn_rnn = MDNRNNConfig(
             latent_dim=self.latent_dim,
@@ -431,7 +455,7 @@ class WorldModelPPOConfig(PPOConfig):
         """RLlib's pipeline, with [z, h] computed first."""
         pipeline: ConnectorPipelineV2 = super().build_env_to_module_connector(env, spaces, device)
         observation_space, action_space = pipeline.input_observation_space, pipeline.input_action_space
-        check_spaces(observation_space, action_space, vectors_only=self.vae_class is None)
+        check_spaces(observation_space, action_space, default_v=self.vae_class is None)
         features = FeatureConnector(
             observation_space, action_space, config=self.world_model_config(observation_space, action_space)
         )

@@ -28,11 +28,13 @@ MAX_HISTORY = 1024
 class _Track:
     """One ongoing episode as the world model sees it.
 
-    observations holds o_{t0} .. o_t and actions a_{t0} .. a_{t-1} (policy space).
+    observations holds o_{t0} .. o_t and actions a_{t0} .. a_{t-1} (policy space). latents holds z_{t0} .. z_t,
+    [Z] each, of images: their V takes longer than all else.
     """
 
     observations: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
+    latents: list[torch.Tensor] = field(default_factory=list)
 
 
 class FeatureConnector(ConnectorV2):
@@ -44,6 +46,7 @@ class FeatureConnector(ConnectorV2):
         world_model: This process's copy, in eval mode.
         random_actions: Set while the env is driven by ``action_space.sample()``: those actions are in env space.
         fills_batch: Whether the batch gets the features [B, F] from here, and not from RLlib's pieces after this one.
+        needs_refresh: Whether images were left without latents, since random actions need none.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class FeatureConnector(ConnectorV2):
         self.world_model = WorldModel(config).eval()
         self.random_actions = False
         self.fills_batch = False
+        self.needs_refresh = False
         self._tracks: dict[str, _Track] = {}
         # All episodes' latents and states, a row each, as of the last step.
         self._z = torch.empty(0)
@@ -78,7 +82,7 @@ class FeatureConnector(ConnectorV2):
         """Advances every env by one step; `batch` gets the features if `fills_batch`."""
         started = [row for row, episode in enumerate(episodes) if episode.t == 0]
         tracks = [self._observe(episode) for episode in episodes]
-        z = self.world_model.vae.encode(torch.as_tensor(np.stack([track.observations[-1] for track in tracks])))
+        z = self._encode_newest(tracks)
         self._state = self._next_state(tracks, started)
         self._z = z
         features = self.world_model.features(z, self._state[0])
@@ -92,6 +96,27 @@ class FeatureConnector(ConnectorV2):
                 # By it RLlib's module-to-env pieces tell which row is whose.
                 shared_data["memorized_map_structure"] = [episode.id_ for episode in episodes]
         return batch
+
+    def _encode_newest(self, tracks: list[_Track]) -> torch.Tensor:
+        """Latents [B, Z] of each episode's newest observation."""
+        takes_frames = self.world_model.takes_frames
+        if takes_frames and self.random_actions:
+            self.needs_refresh = True
+            z = torch.zeros(len(tracks), self.world_model.config.vae.latent_dim)
+        else:
+            z = self.world_model.vae.encode(torch.as_tensor(np.stack([track.observations[-1] for track in tracks])))
+        if takes_frames:
+            for track, latent in zip(tracks, z, strict=True):
+                track.latents.append(latent)
+        return z
+
+    def _encode_all(self, track: _Track, *, vae_changed: bool) -> torch.Tensor:
+        """Latents [T + 1, Z] of an episode so far."""
+        if self.world_model.takes_frames and not (vae_changed or self.needs_refresh):
+            return torch.stack(track.latents)
+        latents = self.world_model.vae.encode(torch.as_tensor(np.stack(track.observations)))
+        track.latents = list(latents) if self.world_model.takes_frames else []
+        return latents
 
     def _next_state(self, tracks: list[_Track], started: list[int]) -> State:
         """The state after each episode's last action; of those that `started`, the initial one."""
@@ -107,24 +132,29 @@ class FeatureConnector(ConnectorV2):
         return h, c
 
     @torch.no_grad()
-    def refresh(self, episodes: list[SingleAgentEpisode]) -> torch.Tensor:
+    def refresh(self, episodes: list[SingleAgentEpisode], *, vae_changed: bool = True) -> torch.Tensor:
         """Encodes the last observation of ongoing episodes anew, with h from their own raw history.
 
         To be called after new weights were loaded: that observation was encoded by the old ones. Returns the features
         [B, F]; those of episodes not yet reset mean nothing.
+
+        Args:
+            episodes: The ongoing ones.
+            vae_changed: Whether V is another one than before; if not, images keep their latents.
         """
         z, (h, c) = self._z.clone(), (self._state[0].clone(), self._state[1].clone())
         for row, episode in enumerate(episodes):
             if not episode.is_reset:
                 continue
             track = self._tracks[episode.id_]
-            latents = self.world_model.vae.encode(torch.as_tensor(np.stack(track.observations)))
+            latents = self._encode_all(track, vae_changed=vae_changed)
             state = self.world_model.mdn_rnn.initial_state(1)
             if track.actions:
                 actions = self.world_model.codec.encode(torch.as_tensor(np.stack(track.actions)))
                 _, state = self.world_model.mdn_rnn.unroll(latents[None, :-1], actions[None], state)
             z[row], h[row], c[row] = latents[-1], state[0][0], state[1][0]
         self._z, self._state = z, (h, c)
+        self.needs_refresh = False
         features = self.world_model.features(z, h)
         for episode, values in zip(episodes, features.numpy(), strict=True):
             if episode.is_reset:
@@ -160,7 +190,7 @@ class FeatureConnector(ConnectorV2):
         keep = {episode.id_ for episode in ongoing}
         self._tracks = {id_: track for id_, track in self._tracks.items() if id_ in keep}
         for track in self._tracks.values():
-            del track.observations[: -MAX_HISTORY - 1], track.actions[:-MAX_HISTORY]
+            del track.observations[: -MAX_HISTORY - 1], track.actions[:-MAX_HISTORY], track.latents[: -MAX_HISTORY - 1]
         return raw
 
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import pyarrow.fs
 import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
+from wm_rllib.frame_store import FrameStore
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay import MASK, REPLAY_FILE, SequenceReplay
+from wm_rllib.replay import LATENTS, MASK, Arrays, SequenceReplay
+from wm_rllib.replay_service import REPLAY_FILE, read_into
 
 Start = Literal["replay", "episode_start"]
 
@@ -58,8 +60,16 @@ class DreamStarts:
                 return world_model.vae.encode(torch.as_tensor(chosen)), world_model.mdn_rnn.initial_state(count)
             self._replay.rng = rng
             arrays = self._replay.sample_starts(count, self._burn_in)
-            names = (Columns.OBS, Columns.ACTIONS, MASK)
-            return world_model.burn_in(*(torch.as_tensor(arrays[name]) for name in names))
+            return burned_in(world_model, arrays)
+
+
+def burned_in(world_model: WorldModel, arrays: Arrays) -> tuple[Tensor, State]:
+    """Z [N, Z] and the state at the last step of each row of `SequenceReplay.sample_starts`."""
+    device = world_model.device
+    actions, mask = (torch.as_tensor(arrays[name]).to(device) for name in (Columns.ACTIONS, MASK))
+    if LATENTS in arrays:
+        return world_model.burn_in_latents(torch.as_tensor(arrays[LATENTS]).to(device), actions, mask)
+    return world_model.burn_in(torch.as_tensor(arrays[Columns.OBS]).to(device), actions, mask)
 
 
 def read_replay(checkpoint: str | Path) -> SequenceReplay:
@@ -75,6 +85,5 @@ def read_replay(checkpoint: str | Path) -> SequenceReplay:
             "start from. Fix: a whole checkpoint, as `train`, Tune or save_to_path write it."
         )
     replay = SequenceReplay(capacity=1, seed=None)
-    with path.open("rb") as stream:
-        replay.set_state(pickle.load(stream))
+    read_into(replay, str(path.parent.resolve()), pyarrow.fs.LocalFileSystem(), FrameStore())
     return replay

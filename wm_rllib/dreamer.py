@@ -15,6 +15,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.actor_manager import FaultAwareApply
 from torch import Tensor
 
+from wm_rllib.dream_starts import burned_in
 from wm_rllib.failures import Failure
 from wm_rllib.heap import Heap
 from wm_rllib.logs import set_log_level
@@ -23,7 +24,6 @@ from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient
 from wm_rllib.policy_network import make_policy
-from wm_rllib.replay import MASK
 from wm_rllib.seeding import seed_process
 
 logger = logging.getLogger(__name__)
@@ -167,10 +167,8 @@ class Dreamer(FaultAwareApply):
     def _dream_lanes(self, request: DreamRequest) -> Dream:
         arrays = ray.get(request.starts_ref)
         own = slice(request.first_start, request.first_start + request.num_lanes)
-        names = (Columns.OBS, Columns.ACTIONS, MASK)
-        observations, actions, mask = (torch.tensor(arrays[name][own], device=self._device) for name in names)
         with torch.no_grad():
-            z, state = self._world_model.burn_in(observations, actions, mask)
+            z, state = burned_in(self._world_model, {name: array[own].copy() for name, array in arrays.items()})
         policy = make_policy(self._module)
         how = request.horizon, request.temperature, request.max_disagreement
         bonus, optimism = request.exploration_bonus, request.optimism

@@ -116,9 +116,15 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         if update.world_model is None:
             return
         weights = {name: torch.as_tensor(value) for name, value in update.world_model.items()}
+        before = {name: value.clone() for name, value in self.world_model.vae.state_dict().items()}
         self.world_model.load_state_dict(weights)
+        changed = any(not torch.equal(before[name], now) for name, now in self.world_model.vae.state_dict().items())
+        self._refresh_features(vae_changed=changed)
+
+    def _refresh_features(self, *, vae_changed: bool) -> None:
+        """Has the observations still held encoded anew."""
         if self._cached_to_module is not None and not self._needs_initial_reset:
-            features = self.features.refresh(self._ongoing_episodes)
+            features = self.features.refresh(self._ongoing_episodes, vae_changed=vae_changed)
             self._cached_to_module[Columns.OBS] = features.to(self._cached_to_module[Columns.OBS].device)
 
     def collect(self, request: CollectRequest) -> Collected:
@@ -131,6 +137,8 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             self.env.action_space.seed(request.seed)
         self._needs_initial_reset |= request.fresh_envs
         self.features.random_actions = request.random_actions
+        if self.features.needs_refresh and not request.random_actions:
+            self._refresh_features(vae_changed=True)
         self._act_greedily(int(request.greedy_fraction * self.num_envs))
         episodes = self.sample(num_timesteps=request.num_timesteps, random_actions=request.random_actions)
         raw = self.features.take_raw(episodes, self._ongoing_episodes)

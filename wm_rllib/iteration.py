@@ -33,6 +33,8 @@ PPO_METRICS = {
 FIT_METRICS = (
     "vae/reconstruction_loss",
     "vae/kl_divergence",
+    "vae/explained",
+    "vae/moving_explained",
     "mdn/nll",
     "mdn/reward_loss",
     "mdn/termination_loss",
@@ -181,7 +183,7 @@ class IterationReport:
 
 
 def _peek(metrics: MetricsLogger, module_id: str, name: str) -> float | None:
-    value = metrics.peek((LEARNER_RESULTS, module_id, name), default=None)
+    value = metrics.peek((LEARNER_RESULTS, module_id, name), default=math.nan)  # None would raise KeyError
     if value is None or not math.isfinite(float(value)):
         return None
     return float(value)

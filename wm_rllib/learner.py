@@ -27,8 +27,8 @@ from wm_rllib.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER, log_learni
 from wm_rllib.logs import set_log_level
 from wm_rllib.merging_learner import MergingLearner, NothingToLearnError
 from wm_rllib.mixing import may_dream
-from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
+from wm_rllib.models.world_model import WorldModel, latent_changes
+from wm_rllib.replay import LATENTS, MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 from wm_rllib.transfer import MDN_RNN, VAE
 
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 KL_COEFFS = "kl_coeffs"
 CONFIGURED_KL_COEFF = "configured_kl_coeff"
 TIMESTEP = "timestep"
+
+ENCODED_AT_ONCE = 512
+"""Frames in a forward pass of V."""
 
 MEASURED_SEQUENCES = 1024
 """Of a fit, that M's units of change are measured on."""
@@ -70,6 +73,7 @@ class WorldModelPPOLearner(MergingLearner):
         stage_seed: int | None = None,
         vae_lr_scale: float = 1.0,
         policy_lr_scale: float = 1.0,
+        fit_progress: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """One PPO update, or one fit of the world model.
@@ -85,6 +89,7 @@ class WorldModelPPOLearner(MergingLearner):
             stage_seed: Seeds this process's generators first.
             vae_lr_scale: In a fit, factor of V's learning rate.
             policy_lr_scale: In a merged update, factor of C's learning rate.
+            fit_progress: In a fit of several calls, gradient steps before this one, and in all of them.
             **kwargs: See RLlib's `Learner.update`.
         """
         seed_process(stage_seed)
@@ -92,6 +97,7 @@ class WorldModelPPOLearner(MergingLearner):
         self._ratio = ratio
         self._expected_rows = expected_rows[self._learner_index] if expected_rows else None
         self._steps_done = 0
+        self._fit_progress = fit_progress
         self._imagined = None if imagined is None else imagined[self._learner_index]
         self._real_rows = real_rows[self._learner_index] if real_rows else None
         try:
@@ -147,14 +153,18 @@ class WorldModelPPOLearner(MergingLearner):
     def _fit_columns(self, training_data: TrainingData) -> tuple[str, RowColumns]:
         """The stacked sequences of a fit, one row each."""
         batch = super()._make_batch_if_necessary(training_data).policy_batches[WORLD_MODEL_MODULE_ID]
-        if not (MDN_RNN in self.config.frozen_parts and self.world_model.mdn_rnn.has_change_scale):
-            self._measure_change(batch[Columns.OBS][:MEASURED_SEQUENCES], batch[MASK][:MEASURED_SEQUENCES])
+        fits_m = MASK in batch  # single frames are for V alone
+        if fits_m and not (MDN_RNN in self.config.frozen_parts and self.world_model.mdn_rnn.has_change_scale):
+            self._measure_change({name: batch[name][:MEASURED_SEQUENCES] for name in batch})
         return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
 
-    def _measure_change(self, observations: Tensor, mask: Tensor) -> None:
+    def _measure_change(self, columns: dict[str, Tensor]) -> None:
         """M's units of one step's change, the same ones for all learners, before a fit's first gradient."""
-        spread = spread_over_learners(self.world_model.changes(observations, mask))
-        self.world_model.mdn_rnn.grow_change_scale(spread)
+        if LATENTS in columns:
+            changes = latent_changes(columns[LATENTS], columns[MASK])
+        else:
+            changes = self.world_model.changes(columns[Columns.OBS], columns[MASK])
+        self.world_model.mdn_rnn.grow_change_scale(spread_over_learners(changes))
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
         batch = super()._make_batch_if_necessary(training_data)
@@ -280,7 +290,8 @@ class WorldModelPPOLearner(MergingLearner):
         Adam's noise at a constant rate moves V's latents by about as much as M's finest sigma: M chases them, and
         dreams get blurred. Annealed, each published world model is a settled one.
         """
-        done = (self._steps_done - 1) / max(1, self._num_steps - 1)
+        before, steps = self._fit_progress or (0, self._num_steps)
+        done = (before + self._steps_done - 1) / max(1, steps - 1)
         scale = 1.0 - (1.0 - self.config.fit_final_lr_fraction) * done
         base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
         self._set_optimizer_lr(optimizer, lr=base * self._own_lr_scale(name) * scale)
@@ -333,6 +344,16 @@ class WorldModelPPOLearner(MergingLearner):
             )
         finally:
             self.world_model.train()
+
+    @torch.no_grad()
+    def put_latents(self, frames_ref: ray.ObjectRef) -> ray.ObjectRef:
+        """Reference to the latents [N, Z], V's posterior means, of frames [N, *O]."""
+        frames, vae = ray.get(frames_ref), self.world_model.vae
+        parts = [
+            vae.posterior(torch.from_numpy(part.copy()).to(self._device)).mean.float().cpu()
+            for part in np.array_split(frames, -(-len(frames) // ENCODED_AT_ONCE))
+        ]
+        return ray.put(torch.cat(parts).numpy())
 
     def put_policy(self) -> ray.ObjectRef:
         """Reference to C's weights, what acting needs of them, as numpy arrays."""

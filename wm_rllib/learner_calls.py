@@ -47,9 +47,9 @@ def _call(learner: WorldModelPPOLearner, method: str, kwargs: dict[str, Any]) ->
     return getattr(learner, method)(**kwargs)
 
 
-def put_on_first(group: LearnerGroup, method: str) -> ray.ObjectRef:
+def put_on_first(group: LearnerGroup, method: str, **kwargs: Any) -> ray.ObjectRef:
     """Has learner 0 put something into the object store; the driver sees the reference only."""
-    function = functools.partial(_call_first, method=method)
+    function = functools.partial(_call_first, method=method, kwargs=kwargs)
     results = [result.get() for result in group.foreach_learner(function)]
     refs = [result for result in check_results(group, results) if isinstance(result, ray.ObjectRef)]
     if not refs:
@@ -57,8 +57,8 @@ def put_on_first(group: LearnerGroup, method: str) -> ray.ObjectRef:
     return refs[0]
 
 
-def _call_first(learner: WorldModelPPOLearner, method: str) -> Any:
-    return getattr(learner, method)() if learner._learner_index == 0 else None
+def _call_first(learner: WorldModelPPOLearner, method: str, kwargs: dict[str, Any]) -> Any:
+    return getattr(learner, method)(**kwargs) if learner._learner_index == 0 else None
 
 
 def fit_world_model(
@@ -69,8 +69,19 @@ def fit_world_model(
     vae_lr_scale: float,
     timesteps: dict[str, int],
     seed: int | None,
+    progress: tuple[int, int] | None = None,
 ) -> list[Any]:
-    """Fits V and M: one call, a gradient step for every `batch_size` sequences of each learner's batch."""
+    """Fits V and M: one call, a gradient step for every `batch_size` rows of each learner's batch.
+
+    Args:
+        group: The learners.
+        batch_refs: A batch for each learner, of sequences, of single frames or of sequences of latents.
+        batch_size: Rows of a gradient step.
+        vae_lr_scale: Factor of V's learning rate.
+        timesteps: For RLlib's schedules.
+        seed: Seed of this call, or None.
+        progress: Gradient steps of this fit before this call, and in all; None: this call is all of it.
+    """
     results = group.update(
         batch_refs=batch_refs,
         minibatch_size=batch_size,
@@ -78,6 +89,7 @@ def fit_world_model(
         timesteps=timesteps,
         stage_seed=seed,
         vae_lr_scale=vae_lr_scale,
+        fit_progress=progress,
     )
     return check_results(group, results)
 

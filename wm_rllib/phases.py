@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import ray
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from wm_rllib.calling import call
+from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.gating import choose_imagination
 from wm_rllib.learner_calls import on_learners
 from wm_rllib.mixing import imagined_rows
 from wm_rllib.spaces import scale_from_bounds
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase
-from wm_rllib.transfer import transferred_weights
+from wm_rllib.transfer import WHOLE, transferred_weights
 
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
@@ -51,17 +54,25 @@ def pretrain(stages: Stages) -> None:
     """Fixes the units of observations and rewards, then fits V and M to the random experience."""
     config, service = stages.config, stages.parts.replay.service
     stats = call(service, "normalisation")
-    observation_space = stages.parts.env_runners.get_spaces()[INPUT_ENV_SINGLE_SPACES][0]
-    stats["obs_scale"] = np.maximum(stats["obs_scale"], scale_from_bounds(observation_space))
+    stats["obs_scale"] = np.maximum(stats["obs_scale"], scale_from_bounds(stages.observation_space))
     on_learners(stages.parts.learners, "set_normalisation", stats=stats)
     steps = call(service, "stats")["num_timesteps"]
     sequences = -(-steps // config.sequence_length)
-    updates = -(-config.pretrain_epochs * sequences // (config.sequence_batch_size * stages.num_shards))
-    if updates:
+    updates = _updates(config.pretrain_epochs * sequences, config.sequence_batch_size * stages.num_shards)
+    if stages.takes_frames and config.frozen_parts != WHOLE:
+        frames = _updates(config.vae_pretrain_epochs * steps, config.vae_batch_size * stages.num_shards)
+        fit_on_frames(stages, frames, updates, 1.0)
+        stages.publish_world_model()
+    elif updates:
         stages.fit(updates)
     else:
         stages.publish(policy=False, world_model=True)  # the units
     stages.parts.state.phase = Phase.MIXED
+
+
+def _updates(rows: float, batch_size: int) -> int:
+    """Gradient steps in which so many rows are seen."""
+    return math.ceil(rows / batch_size)
 
 
 def train_mixed(stages: Stages) -> None:

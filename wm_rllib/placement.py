@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wm_rllib.dreamer import Dreamer, DreamerSpec
 from wm_rllib.parameter_server import ParameterServer
-from wm_rllib.replay import ReplayService
+from wm_rllib.replay_service import ReplayService
 
 
 class ClusterTooSmallError(RuntimeError):
@@ -110,15 +110,17 @@ def make_server(*, remote: bool) -> Any:
 
 def make_replay(config: Any, seed: int | None) -> Any:
     """The replay: an actor on the driver's node, so that it can write checkpoints itself, or an object."""
+    storage = config.replay_storage, config.replay_directory
+    arguments = (config.replay_capacity, seed, config.wm_log_level, *storage)
     if not config.replay_is_remote:
-        return ReplayService(config.replay_capacity, seed, config.wm_log_level)
+        return ReplayService(*arguments)
     options: dict[str, Any] = _in_bundle(0)
     if options:
         options["num_cpus"] = 0  # Tune's trial actor holds all of bundle 0, the replay's CPUs included
     else:
         options = _near_driver()
     actor = ray.remote(num_cpus=config.num_cpus_for_replay)(ReplayService)
-    return actor.options(**options).remote(config.replay_capacity, seed, config.wm_log_level)
+    return actor.options(**options).remote(*arguments)
 
 
 def make_dreamer(

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import pickle
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import ray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
 
-from wm_rllib.logs import set_log_level
-
-logger = logging.getLogger(__name__)
+from wm_rllib.frame_store import FrameStore
+from wm_rllib.models.conv_vae import is_image
 
 WORLD_MODEL_MODULE_ID = "world_model"
 MASK = "mask"
-REPLAY_FILE = "replay.pkl"
+LATENTS = "latents"
+"""Column of latents, computed once, in place of observations."""
+
+MOST_MEASURED_FRAMES = 10_000
+"""Whose mean and spread are the units of frames, spread evenly over all that are held."""
+
+FRAMES, NUM_SHARDS = "frames", "num_frame_shards"
 
 MAX_WINDOW_NUMBERS, MIN_WINDOWS = 2**24, 8
 """Numbers in the observations of newest windows, beyond which there are fewer of them, and how few: whoever judges M on
@@ -34,12 +34,25 @@ class SequenceReplay(EpisodeReplayBuffer):
 
     Bounded by `capacity` env steps: whole episodes leave, oldest first. Actions are in policy space (wm_rllib.spaces).
     RLlib leaves its generator unseeded and outside the checkpoint; here it is seeded and saved.
+
+    Observations that are images lie in a `FrameStore`, each once, and episodes hold their numbers.
+
+    Args:
+        capacity: Env steps.
+        seed: Of the generator.
+        frames: Where images go.
     """
 
-    def __init__(self, capacity: int, seed: int | None):
+    def __init__(self, capacity: int, seed: int | None, frames: FrameStore | None = None):
         super().__init__(capacity=capacity)
         self.rng = np.random.default_rng(seed)
+        self.frames = frames or FrameStore()
         self._newest: dict[str, int] = {}
+
+    @property
+    def holds_frames(self) -> bool:
+        """Whether observations are images."""
+        return self.frames.is_used
 
     def add(self, episodes: list[SingleAgentEpisode]) -> None:
         """Adds chunks; one that does not go on where its episode's held part ended becomes a sequence of its own.
@@ -51,23 +64,45 @@ class SequenceReplay(EpisodeReplayBuffer):
             index = self.episode_id_to_index.get(episode.id_)
             if index is not None and self.episodes[index - self._num_episodes_evicted].t != episode.t_started:
                 episode.id_ = f"{episode.id_}/{episode.t_started}"
-            super().add(episode)
+            held, evicted = list(self.episodes), self._num_episodes_evicted
+            super().add(self._with_numbers(episode) if is_image(episode.observations.data.shape[1:]) else episode)
+            for gone in held[: self._num_episodes_evicted - evicted] if self.holds_frames else []:
+                self.frames.free(gone.observations.data)
             self._newest[episode.id_] = self._newest.get(episode.id_, 0) + len(episode)
 
-    def normalisation(self) -> dict[str, np.ndarray]:
+    def _with_numbers(self, episode: SingleAgentEpisode) -> SingleAgentEpisode:
+        """The same chunk with its frames in the store; a frame that it shares with the chunk before goes there once."""
+        frames = episode.observations.data
+        index = self.episode_id_to_index.get(episode.id_)
+        if index is None:
+            numbers = self.frames.add(frames)
+        else:
+            last = self.episodes[index - self._num_episodes_evicted].observations.data[-1:]
+            numbers = np.append(last, self.frames.add(frames[1:]))
+        return SingleAgentEpisode(
+            id_=episode.id_,
+            observations=list(numbers),
+            actions=list(episode.actions.data),
+            rewards=list(episode.rewards.data),
+            infos=[{}] * len(numbers),
+            terminated=episode.is_terminated,
+            truncated=episode.is_truncated,
+            t_started=episode.t_started,
+            len_lookback_buffer=0,
+        ).to_numpy()
+
+    def normalisation(self) -> dict[str, Any]:
         """Units of observations (*O) and rewards (scalars) from all that is held.
 
         An observation's scale is twice its standard deviation, so that most of it lies in [-1, 1]; a constant
         dimension, or constant reward, has scale 1. Rewards that end an episode have a scale of their own, their root
         mean square.
         """
-        observations = np.concatenate([np.asarray(episode.get_observations()) for episode in self.episodes])
         rewards = np.concatenate([np.asarray(episode.get_rewards()) for episode in self.episodes])
         ends = np.cumsum([len(episode) for episode in self.episodes])
         last = np.zeros(len(rewards), bool)
         last[[end - 1 for end, episode in zip(ends, self.episodes, strict=True) if episode.is_terminated]] = True
-        # In float64: sums in float32 give a constant dimension a spread of their rounding, far above the threshold.
-        obs_mean, obs_scale = observations.mean(0, dtype=np.float64), 2.0 * observations.std(0, dtype=np.float64)
+        obs_mean, obs_scale = self._units_of_frames() if self.holds_frames else self._units_of_observations()
         usual = rewards[~last] if (~last).any() else rewards
         reward_scale = _positive(usual.std(dtype=np.float64))
         last_scale = np.sqrt(np.square(rewards[last], dtype=np.float64).mean()) if last.any() else reward_scale
@@ -81,6 +116,23 @@ class SequenceReplay(EpisodeReplayBuffer):
             "termination_rate": np.float32((last.sum() + 0.01) / (len(rewards) + 1.0)),
         }
 
+    def _units_of_observations(self) -> tuple[np.ndarray, np.ndarray]:
+        observations = np.concatenate([np.asarray(episode.get_observations()) for episode in self.episodes])
+        # In float64: sums in float32 give a constant dimension a spread of their rounding, far above the threshold.
+        return observations.mean(0, dtype=np.float64), 2.0 * observations.std(0, dtype=np.float64)
+
+    def _units_of_frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean frame, and one scale for all pixels: one that hardly ever changes should not be blown up."""
+        numbers = np.concatenate([episode.observations.data for episode in self.episodes])
+        chosen = numbers[:: -(-len(numbers) // MOST_MEASURED_FRAMES)]
+        total = squares = np.zeros(())
+        for part in np.array_split(chosen, -(-len(chosen) // 256)):
+            frames = self.frames.get(part).astype(np.float64)
+            total, squares = total + frames.sum(0), squares + np.square(frames).sum(0)
+        mean = total / len(chosen)
+        variance = (squares / len(chosen) - np.square(mean)).mean()
+        return mean, np.full_like(mean, 2.0 * np.sqrt(max(variance, 0.0)))
+
     def sample_sequences(self, num_sequences: int, length: int) -> Arrays:
         """Sequences of up to `length` transitions, each within one episode, padded at the end.
 
@@ -93,22 +145,50 @@ class SequenceReplay(EpisodeReplayBuffer):
         windows = [self._window_around_random_step(length) for _ in range(num_sequences)]
         return self._gather(windows, length, align_end=False)
 
+    def sample_latent_sequences(self, num_sequences: int, length: int) -> Arrays:
+        """As `sample_sequences`, but the latents [N, length + 1, Z] of frames in place of observations.
+
+        Raises:
+            LookupError: Some frame has no latent.
+        """
+        windows = [self._window_around_random_step(length) for _ in range(num_sequences)]
+        return self._gather(windows, length, align_end=False, latents=True)
+
+    def sample_frames(self, count: int) -> np.ndarray:
+        """Frames drawn evenly, each behind the one before it in its episode: [N, 2, *O].
+
+        The first one of an episode is never drawn; there is one for each of its steps after it.
+        """
+        numbers = np.empty((count, 2), np.int64)
+        for row in range(count):
+            episode, t = self._random_step()
+            numbers[row] = episode.observations.data[t : t + 2]
+        return self.frames.get(numbers)
+
     def sample_starts(self, num_starts: int, burn_in: int) -> Arrays:
         """Observations to start dreams from, drawn evenly over all stored steps, with up to `burn_in` steps before.
 
         Returns:
             As `sample_sequences`, of length `burn_in`, but aligned at the end: obs[:, -1] is the start and padding
-            comes first.
+            comes first. Frames that have all got their latents come as these.
         """
         windows = []
         for episode, t in (self._random_step() for _ in range(num_starts)):
             windows.append((episode, max(0, t - burn_in), t))
-        return self._gather(windows, burn_in, align_end=True)
+        encoded = self.holds_frames and not len(self.frames.not_encoded(1))
+        return self._gather(windows, burn_in, align_end=True, latents=encoded)
+
+    def observations_of(self, episode: SingleAgentEpisode) -> np.ndarray:
+        """All observations [T + 1, *O] of an episode that is held."""
+        held = episode.observations.data
+        return self.frames.get(held) if self.holds_frames else held
 
     def first_observations(self) -> np.ndarray:
         """The first observations [N, *O] of all episodes whose beginning is stored."""
-        whole = [episode for episode in self.episodes if not episode.t_started]
-        return np.stack([_episode_arrays(episode)[0][0] for episode in whole]) if whole else np.empty(0)
+        first = [_episode_arrays(episode)[0][0] for episode in self.episodes if not episode.t_started]
+        if not first:
+            return np.empty(0)
+        return self.frames.get(np.array(first)) if self.holds_frames else np.stack(first)
 
     def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays | None:
         """Windows that start at steps of the newest `add`, drawn evenly, with the steps before them.
@@ -125,7 +205,7 @@ class SequenceReplay(EpisodeReplayBuffer):
             return None
         chunks = [(self.episodes[self.episode_id_to_index[i] - self._num_episodes_evicted], n) for i, n in held]
         lengths = np.array([length for _, length in chunks], float)
-        numbers = (burn_in + horizon + 1) * _episode_arrays(chunks[0][0])[0][0].size
+        numbers = (burn_in + horizon + 1) * self.observations_of(chunks[0][0])[0].size
         num_windows = min(num_windows, max(MIN_WINDOWS, MAX_WINDOW_NUMBERS // numbers))
         before, after = [], []
         for index in self.rng.choice(len(chunks), size=num_windows, p=lengths / lengths.sum()):
@@ -147,11 +227,12 @@ class SequenceReplay(EpisodeReplayBuffer):
         start = max(0, t - int(self.rng.integers(length)))
         return episode, start, min(start + length, len(episode))
 
-    def _gather(self, windows: list[Any], length: int, *, align_end: bool) -> Arrays:
+    def _gather(self, windows: list[Any], length: int, *, align_end: bool, latents: bool = False) -> Arrays:
         observations, actions, _ = _episode_arrays(windows[0][0])
         count = len(windows)
+        padding = -1 if self.holds_frames else 0
         out = {
-            Columns.OBS: np.zeros((count, length + 1, *observations.shape[1:]), observations.dtype),
+            Columns.OBS: np.full((count, length + 1, *observations.shape[1:]), padding, observations.dtype),
             Columns.ACTIONS: np.zeros((count, length, *actions.shape[1:]), actions.dtype),
             Columns.REWARDS: np.zeros((count, length), np.float32),
             Columns.TERMINATEDS: np.zeros((count, length), bool),
@@ -167,17 +248,24 @@ class SequenceReplay(EpisodeReplayBuffer):
             out[MASK][row, at:end] = True
             if episode.is_terminated and stop == len(episode) and stop > start:
                 out[Columns.TERMINATEDS][row, end - 1] = True
+        if latents:
+            out[LATENTS] = self.frames.latents(out.pop(Columns.OBS))
+        elif self.holds_frames:
+            out[Columns.OBS] = self.frames.get(out[Columns.OBS])
         return out
 
     def get_state(self) -> dict[str, Any]:
-        """The whole buffer and its generator."""
-        return {**super().get_state(), "_indices": list(self._indices), "rng": self.rng.bit_generator.state}
+        """The whole buffer and its generator; of frames, what `FrameStore.get_state` says."""
+        state = {**super().get_state(), "_indices": list(self._indices), "rng": self.rng.bit_generator.state}
+        return {**state, FRAMES: self.frames.get_state(), NUM_SHARDS: self.frames.num_shards()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned."""
+        """Restores what `get_state` returned, once the frames are back in their store."""
         self.episodes.clear()  # RLlib's buffer keeps what it holds, under the indices of the state, unless it is empty
         super().set_state({**state, "_indices": list(state["_indices"])})
         self.rng.bit_generator.state = state["rng"]
+        if state.get(NUM_SHARDS):
+            self.frames.set_state(state[FRAMES])
 
 
 def _positive(scale: float) -> float:
@@ -187,85 +275,3 @@ def _positive(scale: float) -> float:
 def _episode_arrays(episode: SingleAgentEpisode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # Straight to the arrays: the episode's own getters cost 10 to 20 us a slice, and a fit needs thousands.
     return episode.observations.data, episode.actions.data, episode.rewards.data
-
-
-class ReplayService:
-    """`SequenceReplay` behind references: experience comes in and batches go out by ObjectRef (contract 8).
-
-    An actor beside remote workers, a plain object in a single process.
-    """
-
-    def __init__(self, capacity: int, seed: int | None, log_level: str = "warning"):
-        set_log_level(log_level)
-        self._replay = SequenceReplay(capacity, seed)
-
-    def add(self, episode_refs: list[ray.ObjectRef]) -> int:
-        """Adds lists of raw episodes; returns the number of env steps held.
-
-        A list whose env runner has died since is lost with it, and left out.
-        """
-        episodes: list[SingleAgentEpisode] = []
-        for ref in episode_refs:
-            try:
-                episodes += ray.get(ref)
-            except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
-                logger.warning("raw episodes were lost with their env runner: %s", error)
-        self._replay.add(episodes)
-        logger.debug("replay holds %d env steps", len(self._replay))
-        return len(self._replay)
-
-    def reseed(self, seed: int) -> None:
-        """Starts the generator afresh, at the beginning of a stage."""
-        self._replay.rng = np.random.default_rng(seed)
-
-    def normalisation(self) -> dict[str, np.ndarray]:
-        """See `SequenceReplay.normalisation`."""
-        return self._replay.normalisation()
-
-    def fit_batches(self, num_updates: int, batch_size: int, length: int, num_learners: int) -> list[ray.ObjectRef]:
-        """One stacked batch of num_updates x batch_size sequences for each learner."""
-        return [
-            ray.put(as_fit_batch(self._replay.sample_sequences(num_updates * batch_size, length)))
-            for _ in range(num_learners)
-        ]
-
-    def starts(self, num_starts: int, burn_in: int) -> ray.ObjectRef:
-        """Reference to the arrays of `SequenceReplay.sample_starts`."""
-        return ray.put(self._replay.sample_starts(num_starts, burn_in))
-
-    def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> ray.ObjectRef | None:
-        """Reference to the arrays of `SequenceReplay.newest_windows`, or None."""
-        arrays = self._replay.newest_windows(num_windows, burn_in, horizon)
-        return None if arrays is None else ray.put(arrays)
-
-    def stats(self) -> dict[str, int]:
-        """Numbers for logs and tests: env steps and episodes held, env steps ever added."""
-        return {
-            "num_timesteps": self._replay.get_num_timesteps(),
-            "num_episodes": self._replay.get_num_episodes(),
-            "num_added_timesteps": self._replay.get_added_timesteps(),
-        }
-
-    def get_state(self) -> dict[str, Any]:
-        """See `SequenceReplay.get_state`."""
-        return self._replay.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """See `SequenceReplay.set_state`."""
-        self._replay.set_state(state)
-
-    def save(self, directory: str, filesystem: Any) -> None:
-        """Writes the buffer into `directory` of a pyarrow filesystem."""
-        filesystem.create_dir(directory, recursive=True)
-        with filesystem.open_output_stream(str(PurePosixPath(directory) / REPLAY_FILE)) as stream:
-            pickle.dump(self.get_state(), stream, protocol=pickle.HIGHEST_PROTOCOL)
-
-    def restore(self, directory: str, filesystem: Any) -> None:
-        """Reads what `save` wrote."""
-        with filesystem.open_input_stream(str(PurePosixPath(directory) / REPLAY_FILE)) as stream:
-            self.set_state(pickle.loads(stream.read()))
-
-
-def as_fit_batch(arrays: Arrays) -> MultiAgentBatch:
-    """Arrays of sequences as a batch for the world-model module, one row a sequence."""
-    return MultiAgentBatch({WORLD_MODEL_MODULE_ID: SampleBatch(arrays)}, env_steps=int(arrays[MASK].sum()))

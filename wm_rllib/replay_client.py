@@ -10,7 +10,7 @@ import ray
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from wm_rllib.calling import call
-from wm_rllib.replay import ReplayService
+from wm_rllib.replay_service import ReplayService
 
 
 class ReplayClient(Checkpointable):

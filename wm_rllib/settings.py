@@ -110,6 +110,10 @@ SETTINGS: tuple[Setting, ...] = (
             number(0, 1),
             "V's learning rate in the mixed phase, of that.",
         ),
+        ("channels", "vae_channels", layer_sizes(), "Of V's convolutions on images; each halves the frame."),
+        ("change_weight", "vae_change_weight", number(0), "How much more a changed pixel of an image counts."),
+        ("batch_size", "vae_batch_size", whole(1), "Images of a gradient step of V."),
+        ("pretrain_epochs", "vae_pretrain_epochs", number(0), "V's passes over the collected images."),
     ),
     *_section(
         "world_model.mdn_rnn.",
@@ -198,6 +202,8 @@ SETTINGS: tuple[Setting, ...] = (
         "world_model.data_collection.",
         ("random_collection_steps", "random_collection_steps", whole(1), "Real steps with random actions at first."),
         ("replay_capacity", "replay_capacity", whole(1), "Real steps that the replay holds."),
+        ("replay_storage", "replay_storage", one_of("memory", "compressed", "disk"), "How images are kept."),
+        ("replay_directory", "replay_directory", text(optional=True), "Where the storage disk has its files."),
         ("greedy_fraction", "greedy_fraction", number(0, 1), "Share of the environments that act greedily."),
     ),
     *_section(

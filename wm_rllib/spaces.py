@@ -22,17 +22,20 @@ from torch import Tensor
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete or Box with one axis"
 SUPPORTED_OBSERVATIONS = "Box"
 
+MAX_CHANNELS = 16
+"""Of an image; more are a height or a width, in an image with its channels first."""
+
 LARGEST_BOUND = 1e4
 """Bounds beyond this are a way to write "none" (CartPole's velocities have 3.4e38)."""
 
 
-def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any], *, vectors_only: bool = True) -> None:
+def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any], *, default_v: bool = True) -> None:
     """Raises ValueError, in one clear message, unless the world model can handle both spaces.
 
     Args:
         observation_space: What V gets.
         action_space: In env space.
-        vectors_only: Whether V is the default one, which takes one axis.
+        default_v: Whether V is one of ours.
     """
     if not isinstance(observation_space, Box):
         raise ValueError(
@@ -40,10 +43,21 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
             "the environment in a Gymnasium wrapper that gives a Box observation, for example "
             "gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete)."
         )
-    if vectors_only and len(observation_space.shape) != 1:
+    shape = observation_space.shape
+    if default_v and len(shape) not in (1, 3):
         raise ValueError(
-            f"observation space of shape {observation_space.shape} is not supported: the default V takes vectors (one "
-            "axis). Fix: flatten the observation, or give your own V (world_model.vae.class) for this shape."
+            f"observation space of shape {shape} is not supported: the default V takes vectors (one axis) and images "
+            "[H, W, C]. Fix: flatten the observation, or give your own V (world_model.vae.class) for this shape."
+        )
+    if default_v and len(shape) == 3 and observation_space.dtype != np.uint8:
+        raise ValueError(
+            f"images of {observation_space.dtype} are not supported: the default V takes uint8 in [0, 255]. Fix: a "
+            "wrapper that gives whole numbers, or your own V (world_model.vae.class)."
+        )
+    if default_v and len(shape) == 3 and shape[-1] > MAX_CHANNELS:
+        raise ValueError(
+            f"images of shape {shape} are not supported: the default V takes [H, W, C], and {shape[-1]} channels are "
+            f"more than {MAX_CHANNELS}. Fix: channels last, in a wrapper; or your own V (world_model.vae.class)."
         )
     check_action_space(action_space)
 

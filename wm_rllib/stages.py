@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
@@ -19,9 +22,11 @@ from wm_rllib.dream_orders import DreamHarvest, DreamOrder
 from wm_rllib.dreamer import Dreamed
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_runner import Collected, CollectRequest
+from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import fit_world_model, update_policy
 from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, split_evenly
+from wm_rllib.models.conv_vae import is_image
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
 from wm_rllib.seeding import stage_seed
@@ -169,6 +174,10 @@ class Stages:
         config, state = self.config, self.parts.state
         if config.frozen_parts == WHOLE:
             return
+        if self.takes_frames:
+            fit_on_frames(self, num_updates, num_updates, config.vae_online_lr_fraction)
+            self.publish_world_model()
+            return
         seed = self.seed("fit")
         with self.report.stage("replay"):
             if seed is not None:
@@ -184,11 +193,35 @@ class Stages:
                 timesteps=self.timesteps,
                 seed=seed,
             )
+        self.take_fit_results(results, num_updates)
+        self.publish_world_model()
+
+    def take_fit_results(self, results: list[Any], num_updates: int) -> None:
+        """Counts gradient steps of V or M, and keeps their losses."""
         self.parts.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.report.fit_updates += num_updates
         self.report.take_fit_losses(self.parts.metrics)
-        state.world_model_version += 1
+
+    def publish_world_model(self) -> None:
+        """V and M as the learners have them now, as a new version."""
+        self.parts.state.world_model_version += 1
         self.publish(policy=False, world_model=True)
+
+    @functools.cached_property
+    def observation_space(self) -> Any:
+        """Of one environment."""
+        return self.parts.env_runners.get_spaces()[INPUT_ENV_SINGLE_SPACES][0]
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether observations are images."""
+        return is_image(self.observation_space.shape)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of one observation."""
+        space = self.observation_space
+        return math.prod(space.shape) * space.dtype.itemsize
 
     # --- dreams and updates ------------------------------------------------------------------------------------------
 

@@ -10,8 +10,10 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
 from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.mdn_rnn import MDNRNNLosses
+from wm_rllib.models.vae import VAELosses
 from wm_rllib.models.world_model import SequenceBatch, WorldModel
-from wm_rllib.replay import MASK
+from wm_rllib.replay import LATENTS, MASK
 
 WORLD_MODEL_CONFIG = "world_model_config"
 """Key of the module's `model_config` that holds its `WorldModelConfig`."""
@@ -29,19 +31,17 @@ class WorldModelRLModule(TorchRLModule, SelfSupervisedLossAPI):
         self.world_model = WorldModel(config)
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
-        """Losses of V and M on a batch of sequences."""
-        sequences = SequenceBatch(
-            batch[Columns.OBS], batch[Columns.ACTIONS], batch[Columns.REWARDS], batch[Columns.TERMINATEDS], batch[MASK]
-        )
+        """Losses of V and M on a batch of sequences, of V on single frames, or of M on sequences of latents."""
+        if MASK not in batch:
+            vae = self.world_model.vae.frame_losses(batch[Columns.OBS])
+            return {LOSS: vae.total, **_of_vae(vae)}
+        columns = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, MASK)
+        sequences = SequenceBatch(batch.get(Columns.OBS), *(batch[name] for name in columns))
+        if LATENTS in batch:
+            mdn = self.world_model.latent_losses(batch[LATENTS], sequences)
+            return {LOSS: mdn.total, **_of_mdn(mdn)}
         vae, mdn = self.world_model.losses(sequences)
-        return {
-            LOSS: vae.total + mdn.total,
-            "vae/reconstruction_loss": vae.reconstruction,
-            "vae/kl_divergence": vae.kl_divergence,
-            "mdn/nll": mdn.nll,
-            "mdn/reward_loss": mdn.reward,
-            "mdn/termination_loss": mdn.termination,
-        }
+        return {LOSS: vae.total + mdn.total, **_of_vae(vae), **_of_mdn(mdn)}
 
     def compute_self_supervised_loss(
         self, *, learner: Any, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor], **_: Any
@@ -49,3 +49,17 @@ class WorldModelRLModule(TorchRLModule, SelfSupervisedLossAPI):
         """The sum of V's and M's losses: they touch disjoint parameters, each with an optimiser of its own."""
         learner.record_fit_losses({name: value.detach() for name, value in fwd_out.items() if name != LOSS})
         return fwd_out[LOSS]
+
+
+def _of_vae(losses: VAELosses) -> dict[str, Tensor]:
+    named = {
+        "vae/reconstruction_loss": losses.reconstruction,
+        "vae/kl_divergence": losses.kl_divergence,
+        "vae/explained": losses.explained,
+        "vae/moving_explained": losses.moving_explained,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _of_mdn(losses: MDNRNNLosses) -> dict[str, Tensor]:
+    return {"mdn/nll": losses.nll, "mdn/reward_loss": losses.reward, "mdn/termination_loss": losses.termination}

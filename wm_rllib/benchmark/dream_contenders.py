@@ -30,7 +30,7 @@ from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import dream
 from wm_rllib.parameter_server import ParameterServer, make_record
 from wm_rllib.policy_network import make_policy
-from wm_rllib.replay import ReplayService
+from wm_rllib.replay_service import ReplayService
 
 EPISODE_LENGTH = 100
 NUM_EPISODES = 50

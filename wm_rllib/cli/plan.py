@@ -173,7 +173,7 @@ def check_env(values: Mapping[str, Any]) -> tuple[Any, Any]:
 
     spaces = env_spaces(values["env.id"], values.get("env.config"))
     try:
-        check_spaces(*spaces, vectors_only=values.get("world_model.vae.class") is None)
+        check_spaces(*spaces, default_v=values.get("world_model.vae.class") is None)
     except ValueError as error:
         raise CommandError(f"environment {values['env.id']!r}: {error}") from None
     return spaces

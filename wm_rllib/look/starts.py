@@ -58,6 +58,8 @@ def stored_episodes(checkpoint: Path) -> list[Episode]:
     except (OSError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
         raise CommandError(f"the replay of {checkpoint} cannot be read: {error}. Fix: another checkpoint.") from None
     return [
-        Episode(episode.observations.data, episode.actions.data, episode.rewards.data, bool(episode.is_terminated))
+        Episode(
+            replay.observations_of(episode), episode.actions.data, episode.rewards.data, bool(episode.is_terminated)
+        )
         for episode in replay.episodes
     ]

@@ -18,6 +18,10 @@ class VAEConfig:
     hidden_dims: tuple[int, ...]
     beta: float
     """Weight of the KL term (Higgins et al. 2017); 0 makes V a plain autoencoder."""
+    channels: tuple[int, ...] = ()
+    """Of the convolutional layers, for images."""
+    change_weight: float = 0.0
+    """How much more a pixel counts that changed since the frame before, for images."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -65,7 +66,7 @@ class ConvolutionalVAE(VariationalAutoencoder):
             width = channels
         height, length = self._sizes[-1]
         head = nn.Linear(width * height * length, 2 * config.latent_dim)
-        return nn.Sequential(_ChannelsFirst(), *layers, nn.Flatten(), head).to(memory_format=torch.channels_last)
+        return nn.Sequential(_ChannelsFirst(), *layers, nn.Flatten(), head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def make_decoder(self) -> nn.Module:
         """A network from latents [N, Z] to normalised frames [N, H, W, C]."""
@@ -76,11 +77,11 @@ class ConvolutionalVAE(VariationalAutoencoder):
             nn.Linear(config.latent_dim, channels[0] * height * width),
             nn.Unflatten(-1, (channels[0], height, width)),
         ]
-        for index, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for index, (before, after) in enumerate(itertools.pairwise(channels)):
             large, small = self._sizes[-2 - index], self._sizes[-1 - index]
             odd = (large[0] - 2 * small[0], large[1] - 2 * small[1])  # what halving rounded away
             layers += [nn.ReLU(), nn.ConvTranspose2d(before, after, KERNEL, STRIDE, PADDING, output_padding=odd)]
-        return nn.Sequential(*layers, _ChannelsLast()).to(memory_format=torch.channels_last)
+        return nn.Sequential(*layers, _ChannelsLast()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def frame_losses(self, frames: Tensor) -> VAELosses:
         """See `VariationalAutoencoder.frame_losses`; moving pixels count more."""

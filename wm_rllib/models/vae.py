@@ -38,6 +38,10 @@ class VAELosses:
     total: Tensor
     reconstruction: Tensor
     kl_divergence: Tensor
+    explained: Tensor | None = None
+    """Of frames: share of the squared deviation from the mean frame that V explains."""
+    moving_explained: Tensor | None = None
+    """The same over pixels that changed since the frame before."""
 
 
 GAIN = 2.0
@@ -132,6 +136,14 @@ class VariationalAutoencoder(nn.Module):
         reconstruction = 0.5 * error.flatten(1).square().sum(-1).mean()
         kl_divergence = posterior.kl_from_standard_normal().mean()
         return VAELosses(reconstruction + self.config.beta * kl_divergence, reconstruction, kl_divergence)
+
+    def frame_losses(self, frames: Tensor) -> VAELosses:
+        """Losses of N single observations, as V is fitted to frames.
+
+        Args:
+            frames: [N, 2, *O], each with the one before it, which may be itself.
+        """
+        return self.losses(frames[:, 1:], torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device))
 
     def normalise(self, observations: Tensor) -> Tensor:
         """Observations as the encoder takes them: float32, (o - mean) / scale."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_rllib.models.config import WorldModelConfig, load_class
+from wm_rllib.models.conv_vae import ConvolutionalVAE, is_image
 from wm_rllib.models.fused import can_fuse_step, fused_burn_in
 from wm_rllib.models.mdn_rnn import MDNRNN, MDNRNNLosses, State
 from wm_rllib.models.vae import VAELosses, VariationalAutoencoder
@@ -19,10 +20,10 @@ class SequenceBatch:
     """Sequences of raw experience, each within one episode and padded at its end.
 
     observations [B, T + 1, *O], actions [B, T, ...] in policy space, rewards [B, T], terminateds [B, T] bool,
-    mask [B, T] bool (True on transitions that happened).
+    mask [B, T] bool (True on transitions that happened). observations are None where latents are given beside.
     """
 
-    observations: Tensor
+    observations: Tensor | None
     actions: Tensor
     rewards: Tensor
     terminateds: Tensor
@@ -37,9 +38,16 @@ class WorldModel(nn.Module):
         self.config = config
         self.codec = ActionCodec(config.action_space, normalized=config.normalize_actions)
         vae_class = load_class(config.vae_class, VariationalAutoencoder, "world_model.vae.class")
+        if config.vae_class is None and self.takes_frames:
+            vae_class = ConvolutionalVAE
         mdn_rnn_class = load_class(config.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self.vae: VariationalAutoencoder = vae_class(config.vae)
         self.mdn_rnn: MDNRNN = mdn_rnn_class(config.mdn_rnn)
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether observations are images: V is fitted to single frames, and M to latents that are computed once."""
+        return is_image(self.config.vae.observation_shape)
 
     @property
     def feature_dim(self) -> int:
@@ -68,7 +76,10 @@ class WorldModel(nn.Module):
             actions: [B, L, ...] policy space.
             mask: [B, L] bool; False on the padding before a row's first real transition.
         """
-        z = self.vae.encode(observations)
+        return self.burn_in_latents(self.vae.encode(observations), actions, mask)
+
+    def burn_in_latents(self, z: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, State]:
+        """As `burn_in`, from latents [B, L + 1, Z]."""
         encoded = self.codec.encode(actions)
         if can_fuse_step(self.mdn_rnn) and not torch.is_grad_enabled():
             return z[:, -1], fused_burn_in(self.mdn_rnn, z, encoded, mask)
@@ -83,11 +94,11 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def changes(self, observations: Tensor, mask: Tensor) -> Tensor:
         """How latents change in the N unmasked steps, [N, Z], of observations [B, T + 1, *O] and mask [B, T]."""
-        z = self.vae.posterior(observations).mean
-        return (z[:, 1:] - z[:, :-1])[mask]
+        return latent_changes(self.vae.posterior(observations).mean, mask)
 
     def losses(self, batch: SequenceBatch) -> tuple[VAELosses, MDNRNNLosses]:
         """V's and M's losses on one batch. V gets no gradient through M: their totals touch disjoint parameters."""
+        assert batch.observations is not None
         # An observation counts for V when a transition leaves or enters it.
         leaves = torch.nn.functional.pad(batch.mask, (0, 1))
         enters = torch.nn.functional.pad(batch.mask, (1, 0))
@@ -95,5 +106,14 @@ class WorldModel(nn.Module):
         with torch.no_grad():
             # The posterior's mean, as the controller will see it, whatever mode the module is in.
             z = self.vae.posterior(batch.observations).mean
+        return vae_losses, self.latent_losses(z, batch)
+
+    def latent_losses(self, z: Tensor, batch: SequenceBatch) -> MDNRNNLosses:
+        """M's losses on latents [B, T + 1, Z]; of the batch everything but the observations is read."""
         encoded = self.codec.encode(batch.actions)
-        return vae_losses, self.mdn_rnn.losses(z, encoded, batch.rewards, batch.terminateds, batch.mask)
+        return self.mdn_rnn.losses(z, encoded, batch.rewards, batch.terminateds, batch.mask)
+
+
+def latent_changes(z: Tensor, mask: Tensor) -> Tensor:
+    """Changes [N, Z] in the N unmasked steps of latents [B, T + 1, Z] and mask [B, T]."""
+    return (z[:, 1:] - z[:, :-1])[mask]

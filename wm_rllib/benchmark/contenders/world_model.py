@@ -74,7 +74,7 @@ def make_config(job: Job, values: Mapping[str, Any]) -> Any:
 def _check(job: Job, values: Mapping[str, Any]) -> None:
     spaces = env_spaces(job.env_id, job.env_config)
     try:
-        check_spaces(*spaces, vectors_only=values.get("world_model.vae.class") is None)
+        check_spaces(*spaces, default_v=values.get("world_model.vae.class") is None)
     except ValueError as error:
         raise CommandError(f"environment {job.env_id!r}: {error}") from None
 

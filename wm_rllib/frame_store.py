@@ -1,0 +1,320 @@
+"""Frames by number: each stored once, in slabs of memory, in files, or compressed; their latents beside them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Protocol, get_args
+
+import lz4.block
+import numpy as np
+
+Storage = Literal["memory", "compressed", "disk"]
+
+SLAB_BYTES = 16 * 2**20
+"""Of frames that memory is asked for at a time, and that a checkpoint writes into one file."""
+
+SHARD_NAME = "frames-{:05d}.npy"
+
+
+class Slabs(Protocol):
+    """Room for frames, which grows."""
+
+    def read(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """Copies the frames [N, *O] of N numbers into `out`."""
+
+    def write(self, first: int, frames: np.ndarray) -> None:
+        """Stores frames [N, *O] at the numbers from `first` on, all within one slab."""
+
+    def grow(self) -> None:
+        """Makes room for one more slab."""
+
+    def clear(self, number: int) -> None:
+        """Forgets a frame."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What the frames take."""
+
+
+class MemorySlabs:
+    """Frames as they are, in memory; or in files that the system keeps in memory as long as there is room.
+
+    Args:
+        shape: Of a frame, *O.
+        dtype: Of its numbers.
+        size: Frames of a slab.
+        directory: Where the files are; None: no files.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, size: int, directory: Path | None):
+        self._shape, self._dtype, self._size, self._directory = shape, dtype, size, directory
+        self._slabs: list[np.ndarray] = []
+
+    def read(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """See `Slabs`."""
+        for index in np.unique(numbers // self._size):
+            which = numbers // self._size == index
+            out[which] = self._slabs[index][numbers[which] % self._size]
+
+    def write(self, first: int, frames: np.ndarray) -> None:
+        """See `Slabs`."""
+        index, at = divmod(first, self._size)
+        self._slabs[index][at : at + len(frames)] = frames
+
+    def grow(self) -> None:
+        """See `Slabs`."""
+        shape = (self._size, *self._shape)
+        if self._directory is None:
+            self._slabs.append(np.empty(shape, self._dtype))
+        else:
+            path = self._directory / f"slab-{len(self._slabs):05d}.bin"
+            self._slabs.append(np.memmap(path, self._dtype, "w+", shape=shape))
+
+    def clear(self, number: int) -> None:
+        """See `Slabs`: the room stays, and is used again."""
+
+    @property
+    def num_bytes(self) -> int:
+        """See `Slabs`."""
+        return sum(slab.nbytes for slab in self._slabs)
+
+
+class CompressedSlabs:
+    """Frames packed by LZ4, each by itself: three to ten times smaller where there is sky, and 10 us to read one."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, size: int):
+        self._shape, self._dtype, self._size = shape, dtype, size
+        self._packed: list[bytes] = []
+
+    def read(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """See `Slabs`."""
+        for row, number in enumerate(numbers):
+            raw = lz4.block.decompress(self._packed[number])
+            out[row] = np.frombuffer(raw, self._dtype).reshape(self._shape)
+
+    def write(self, first: int, frames: np.ndarray) -> None:
+        """See `Slabs`."""
+        for number, frame in enumerate(frames, first):
+            self._packed[number] = lz4.block.compress(frame.tobytes())
+
+    def grow(self) -> None:
+        """See `Slabs`."""
+        self._packed += [b""] * self._size
+
+    def clear(self, number: int) -> None:
+        """See `Slabs`."""
+        self._packed[number] = b""
+
+    @property
+    def num_bytes(self) -> int:
+        """See `Slabs`."""
+        return sum(map(len, self._packed))
+
+
+class FrameStore:
+    """Frames by number, and the latents that V makes of them. A number that was freed is given out again.
+
+    Args:
+        storage: "memory"; "compressed": by LZ4, in memory; "disk": in files of a temporary folder, mapped into memory.
+        directory: Where "disk" makes that folder; None: where the system has its temporary files.
+    """
+
+    def __init__(self, storage: Storage = "memory", directory: str | None = None):
+        if storage not in get_args(Storage):
+            raise ValueError(f"storage is {storage!r}, but must be one of {', '.join(map(repr, get_args(Storage)))}.")
+        self._storage, self._directory = storage, directory
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._slabs: Slabs | None = None
+        self._shape: tuple[int, ...] = ()
+        self._dtype = np.dtype(np.uint8)
+        self._slab_size = 0
+        self._capacity = 0
+        self._free: list[int] = []
+        self._latents: np.ndarray | None = None
+        self._is_encoded = np.zeros(0, bool)
+        self._is_held = np.zeros(0, bool)
+
+    def __len__(self) -> int:
+        """Frames held."""
+        return int(self._is_held.sum())
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a frame was ever stored here."""
+        return self._slabs is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """What frames and latents take, in memory or files."""
+        latents = 0 if self._latents is None else self._latents.nbytes
+        return latents + (self._slabs.num_bytes if self._slabs else 0)
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def add(self, frames: np.ndarray) -> np.ndarray:
+        """Stores frames [N, *O] and returns their numbers [N].
+
+        Raises:
+            ValueError: They differ in shape or type from those before.
+        """
+        if self._slabs is None:
+            self._open(frames.shape[1:], frames.dtype)
+        if frames.shape[1:] != self._shape or frames.dtype != self._dtype:
+            raise ValueError(
+                f"frames of shape {frames.shape[1:]} and type {frames.dtype} cannot go where those of shape "
+                f"{self._shape} and type {self._dtype} are."
+            )
+        while len(self._free) < len(frames):
+            self._grow()
+        taken = np.array(self._free[-len(frames) :][::-1] if len(frames) else [], np.int64)
+        del self._free[len(self._free) - len(frames) :]
+        assert self._slabs is not None
+        for start, stop in _runs(taken, self._slab_size):
+            self._slabs.write(int(taken[start]), frames[start:stop])
+        self._is_held[taken], self._is_encoded[taken] = True, False
+        return taken
+
+    def get(self, numbers: np.ndarray) -> np.ndarray:
+        """Frames [..., *O] of numbers [...]; zeros where a number is negative."""
+        flat = numbers.ravel()
+        out = np.zeros((len(flat), *self._shape), self._dtype)
+        wanted = flat >= 0
+        if wanted.any() and self._slabs is not None:
+            if wanted.all():
+                self._slabs.read(flat, out)
+            else:
+                found = np.empty((int(wanted.sum()), *self._shape), self._dtype)
+                self._slabs.read(flat[wanted], found)
+                out[wanted] = found
+        return out.reshape(*numbers.shape, *self._shape)
+
+    def free(self, numbers: np.ndarray) -> None:
+        """Gives numbers back, whose frames nobody needs any more."""
+        assert self._slabs is not None
+        for number in numbers.tolist():
+            self._slabs.clear(number)
+        self._free += numbers.tolist()
+        self._is_held[numbers] = False
+
+    def _open(self, shape: tuple[int, ...], dtype: np.dtype, slab_size: int | None = None) -> None:
+        self._shape, self._dtype = tuple(shape), dtype
+        self._slab_size = slab_size or max(1, SLAB_BYTES // (int(np.prod(shape)) * dtype.itemsize))
+        if self._storage == "compressed":
+            self._slabs = CompressedSlabs(self._shape, dtype, self._slab_size)
+            return
+        if self._storage == "disk":
+            self._folder = tempfile.TemporaryDirectory(prefix="wm_rllib-frames-", dir=self._directory)
+        folder = Path(self._folder.name) if self._folder else None
+        self._slabs = MemorySlabs(self._shape, dtype, self._slab_size, folder)
+
+    def _grow(self) -> None:
+        assert self._slabs is not None
+        self._slabs.grow()
+        new = range(self._capacity, self._capacity + self._slab_size)
+        self._free = [*reversed(new), *self._free]  # given out from the end, lowest number first
+        self._capacity += self._slab_size
+        more = np.zeros(self._slab_size, bool)
+        self._is_held, self._is_encoded = np.append(self._is_held, more), np.append(self._is_encoded, more)
+        if self._latents is not None:
+            self._latents = np.append(self._latents, np.zeros((self._slab_size, self._latents.shape[1]), np.float32), 0)
+
+    # --- latents -----------------------------------------------------------------------------------------------------
+
+    def not_encoded(self, most: int) -> np.ndarray:
+        """Numbers of up to so many frames that have no latent yet."""
+        return np.flatnonzero(self._is_held & ~self._is_encoded)[:most]
+
+    def forget_latents(self) -> None:
+        """V has changed."""
+        self._is_encoded[:] = False
+
+    def set_latents(self, numbers: np.ndarray, latents: np.ndarray) -> None:
+        """Latents [N, Z] of N frames."""
+        if self._latents is None or self._latents.shape[1] != latents.shape[1]:
+            self._latents = np.zeros((self._capacity, latents.shape[1]), np.float32)
+        self._latents[numbers], self._is_encoded[numbers] = latents, True
+
+    def latents(self, numbers: np.ndarray) -> np.ndarray:
+        """Latents [..., Z] of numbers [...]; zeros where a number is negative.
+
+        Raises:
+            LookupError: A frame has none: V was not asked for it.
+        """
+        wanted = numbers >= 0
+        if self._latents is None or not self._is_encoded[numbers[wanted]].all():
+            raise LookupError("a frame has no latent yet: encode the replay first.")
+        return np.where(wanted[..., None], self._latents[np.maximum(numbers, 0)], np.float32(0.0))
+
+    # --- checkpoint --------------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything but the frames themselves."""
+        return {
+            "capacity": self._capacity,
+            "free": list(self._free),
+            "latents": self._latents,
+            "is_encoded": self._is_encoded,
+            "is_held": self._is_held,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned, once the frames are there."""
+        assert self._capacity == state["capacity"]
+        self._free = list(state["free"])
+        self._latents = None if state["latents"] is None else np.array(state["latents"])
+        self._is_encoded, self._is_held = np.array(state["is_encoded"]), np.array(state["is_held"])
+
+    def num_shards(self) -> int:
+        """Slabs."""
+        return self._capacity // self._slab_size if self._slab_size else 0
+
+    def shard(self, index: int) -> np.ndarray:
+        """All frames of one slab, held or not, [N, *O]."""
+        assert self._slabs is not None
+        numbers = np.arange(index * self._slab_size, (index + 1) * self._slab_size)
+        out = np.zeros((self._slab_size, *self._shape), self._dtype)
+        held = self._is_held[numbers]
+        if held.any():
+            found = np.empty((int(held.sum()), *self._shape), self._dtype)
+            self._slabs.read(numbers[held], found)
+            out[held] = found
+        return out
+
+    def add_shard(self, frames: np.ndarray) -> None:
+        """Puts back what `shard` returned, one index after the other, into an empty store."""
+        if self._slabs is None:
+            self._open(frames.shape[1:], frames.dtype, len(frames))
+        first = self._capacity
+        self._grow()
+        assert self._slabs is not None
+        self._slabs.write(first, frames)
+
+    def save(self, directory: str, filesystem: Any) -> None:
+        """Writes the frames into `directory` of a pyarrow filesystem, a file for each slab."""
+        for index in range(self.num_shards()):
+            buffer = io.BytesIO()
+            np.save(buffer, self.shard(index))
+            with filesystem.open_output_stream(_shard_path(directory, index)) as stream:
+                stream.write(buffer.getbuffer())
+
+    def load(self, directory: str, filesystem: Any, num_shards: int) -> None:
+        """Reads what `save` wrote into an empty store."""
+        for index in range(num_shards):
+            with filesystem.open_input_stream(_shard_path(directory, index)) as stream:
+                self.add_shard(np.load(io.BytesIO(stream.read())))
+
+
+def _shard_path(directory: str, index: int) -> str:
+    return str(PurePosixPath(directory) / SHARD_NAME.format(index))
+
+
+def _runs(numbers: np.ndarray, slab_size: int) -> list[tuple[int, int]]:
+    """Stretches [start, stop) of consecutive numbers within one slab."""
+    if not len(numbers):
+        return []
+    breaks = np.flatnonzero((np.diff(numbers) != 1) | (numbers[1:] % slab_size == 0)) + 1
+    edges = [0, *breaks.tolist(), len(numbers)]
+    return list(itertools.pairwise(edges))
