@@ -109,6 +109,8 @@ def _make_tuner(plan: SweepPlan, args: argparse.Namespace) -> Any:
         return tune.Tuner.restore(str(plan.trials), trainable=SweepTrial, resume_unfinished=True, resume_errored=True)
     search, draws_together = spec.search, spec.search["searcher"] == "random"
     stop = {TIME_ATTR: spec.total_steps}
+    if spec.values.get("stop.iterations") is not None:
+        stop["mixed_iterations"] = spec.values["stop.iterations"]
     if spec.values.get("stop.return") is not None:
         stop["evaluation/episode_return_mean"] = spec.values["stop.return"]
     return tune.Tuner(
