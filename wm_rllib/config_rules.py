@@ -8,6 +8,8 @@ from typing import Any
 from wm_rllib.environment_check import NO_MULTI_AGENT
 from wm_rllib.mixing import AUTO, may_dream
 
+_ONLINE = "online_collection = False (data_collection.online in YAML)"
+
 
 def broken_rule(config: Any) -> str | None:
     """The first rule that a `WorldModelPPOConfig` breaks, with both values and the fix; None if it breaks none."""
@@ -54,18 +56,18 @@ def _of_dreams(config: Any) -> Iterator[str]:
 def _of_dreams_alone(config: Any) -> Iterator[str]:
     if config.imagination_ratio != 1.0:
         yield (
-            f"online_collection = False leaves no real rows to learn from, but imagination_ratio = "
+            f"{_ONLINE} leaves no real rows to learn from, but imagination_ratio = "
             f"{config.imagination_ratio} asks for them. Fix: imagination_ratio 1.0, or online_collection true."
         )
     if config.overlap and not config.in_evaluation:
         yield (
-            "online_collection = False takes no real steps beside which anything could run, but overlap = True. Fix: "
+            f"{_ONLINE} takes no real steps beside which anything could run, but overlap = True. Fix: "
             "overlap false, or online_collection true."
         )
     if config.evaluation_interval_steps is not None and config.evaluation_interval_iterations is None:
         yield (
             f"evaluation_interval_steps = {config.evaluation_interval_steps} counts real steps, of which "
-            "online_collection = False takes no more after the random phase. Fix: evaluation_interval_iterations "
+            f"{_ONLINE} takes no more after the random phase. Fix: evaluation_interval_iterations "
             "(evaluation.interval_iterations in YAML)."
         )
 

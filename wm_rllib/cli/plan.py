@@ -75,7 +75,7 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         CommandError: For everything else that the user can correct.
     """
     requested = requested_values(args)
-    named = None if args.run_dir is None else RunFolder.at(_lasting(args.run_dir), pull=args.resume == AUTO)
+    named = None if args.run_dir is None else RunFolder.at(lasting(args.run_dir), pull=args.resume == AUTO)
     source = _find_source(args, named)
     meta = CheckpointMeta(0, 0, 0.0) if source is None else _resumable(source)
     before = _settings_before(args, named, source)
@@ -130,10 +130,10 @@ def _unnamed_run_dir(source: Path | None, env_id: str) -> str:
     if source is not None and source.parent.name == "checkpoints":
         return str(source.parent.parent)
     name = re.sub(r"[^\w.-]+", "-", env_id)
-    return _lasting(f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    return lasting(f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
-def _lasting(run_dir: str) -> str:
+def lasting(run_dir: str) -> str:
     """Return the run folder's place, unless it goes with a Ray job.
 
     Raises:

@@ -6,8 +6,6 @@ import argparse
 import os
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from wm_rllib.cli.ray_session import ray_session
 from wm_rllib.cli.run_folder import BEST, RunFolder
 from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.sweep_plan import SweepPlan, plan_sweep
+from wm_rllib.cli.train import open_folder
 from wm_rllib.settings import BY_PATH
 from wm_rllib.sweep.search import TIME_ATTR
 from wm_rllib.sweep.spec import SweepSpec
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_sweep(args)
     show_logs = bool(args.verbose) or args.log_level in ("debug", "info")
     with (
-        _open_folder(plan.folder) as folder,
+        open_folder(plan.folder) as folder,
         ray_session(args.address, verbose=args.verbose, show_actor_logs=show_logs) as local,
         StopSignals() as signals,
     ):
@@ -67,15 +66,6 @@ def _interrupt_tune(signals: StopSignals) -> None:
         raise SystemExit(exit_code(signals.received or signal.SIGINT))
     print("ending: the sweep's state is being written; a second signal ends it at once", flush=True)
     signal.raise_signal(signal.SIGUSR1)
-
-
-@contextmanager
-def _open_folder(folder: RunFolder) -> Iterator[RunFolder]:
-    folder.open()
-    try:
-        yield folder
-    finally:
-        folder.close()
 
 
 def _check_cluster(plan: SweepPlan, *, local: bool) -> None:

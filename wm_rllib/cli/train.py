@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     memory = MemoryMonitor()
     memory.start()
     with (
-        _open_folder(plan) as folder,
+        open_folder(plan.folder) as folder,
         ray_session(args.address, verbose=args.verbose, show_actor_logs=_show_actor_logs(args)) as local,
         StopSignals() as signals,
-        _console(plan) as console,
+        open_console(plan) as console,
     ):
         _announce(plan, console)
         make_algorithm = partial(build_algorithm, plan, local=local)
@@ -51,16 +51,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _open_folder(plan: RunPlan) -> Iterator[RunFolder]:
-    plan.folder.open()
+def open_folder(folder: RunFolder) -> Iterator[RunFolder]:
+    """Hold a run folder open."""
+    folder.open()
     try:
-        yield plan.folder
+        yield folder
     finally:
-        plan.folder.close()
+        folder.close()
 
 
 @contextmanager
-def _console(plan: RunPlan) -> Iterator[Console]:
+def open_console(plan: RunPlan) -> Iterator[Console]:
+    """Show a run on standard output."""
     rule = plan.rule
     console = Console(sys.stdout, rule.total_timesteps, plan.start.num_env_steps, total_iterations=rule.iterations)
     try:
