@@ -221,6 +221,20 @@ def test_evaluation_by_iterations_with_real_steps_too(build):
     assert not any(result["dream_evaluation"] for result in results)
 
 
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_with_remote_parts(build):
+    parts = ("num_env_runners", "num_dreamers", "num_learners")
+    cpus = ("num_cpus_per_env_runner", "num_cpus_per_dreamer", "num_cpus_per_learner")
+    algorithm = build(dream_only(**dict.fromkeys(parts, 1), **dict.fromkeys(cpus, 0.3)))
+    steps = until_pretrained(algorithm)["num_env_steps_sampled_lifetime"]
+    result = algorithm.train()
+    assert result["imagination"]["rows_by_round"] == [[0, ROWS]] * ROUNDS
+    assert result["num_env_steps_sampled_lifetime"] == steps
+    score = algorithm.evaluate_dream(3, max_steps=9)
+    assert len(score.returns) == 3 and max(score.lengths) <= 9
+
+
 @pytest.mark.slow
 @pytest.mark.learning
 @pytest.mark.integration

@@ -168,6 +168,7 @@ def _report(plan: TemperaturePlan) -> None:
     paths = plan.root.glob(f"{FOLDER_PREFIX}*/{SCORE_FILE}")
     scores = sorted((read_result(path, score_from) for path in paths), key=lambda score: score.temperature)
     chosen = max(scores, key=lambda score: score.real.mean)
+    print(f"chosen: temperature {chosen.temperature:g}; fresh episodes and baselines", flush=True)
     comparison = Comparison(
         description=_description(plan),
         dream_limit=_dream_limit(plan),
