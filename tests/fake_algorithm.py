@@ -8,10 +8,11 @@ from types import SimpleNamespace
 class FakeAlgorithm:
     """Takes 100 real steps an iteration, and evaluates when the script of returns has one for the iteration."""
 
-    def __init__(self, returns=None, confirmations=(), on_train=None):
+    def __init__(self, returns=None, confirmations=(), on_train=None, mixed_from=None):
         self.returns = returns or {}
         self.confirmations = list(confirmations)
         self.on_train = on_train
+        self.mixed_from = mixed_from
         self.iteration = 0
         self.stopped = False
         self.cut_short_in = []
@@ -26,6 +27,8 @@ class FakeAlgorithm:
             "num_env_steps_sampled_lifetime": 100 * self.iteration,
             "imagination": {"ratio": 0.5},
         }
+        if self.mixed_from is not None and self.iteration >= self.mixed_from:
+            result["mixed_iterations"] = self.iteration - self.mixed_from
         if self.iteration in self.returns:
             result["evaluation"] = {"episode_return_mean": self.returns[self.iteration], "episodes": 20}
         return result

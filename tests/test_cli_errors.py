@@ -169,7 +169,7 @@ class TestPlan:
         assert plan.source is None and plan.start.training_iteration == 0
         assert plan.rule.stop_return == 475
         assert plan.tree["env"]["id"] == "CartPole-v1"
-        assert plan.tree["stop"] == {"total_timesteps": None, "return": 475.0}
+        assert plan.tree["stop"] == {"total_timesteps": None, "iterations": None, "return": 475.0}
         assert parse_tree(plan.tree)
 
     def test_resume_auto_before_the_first_checkpoint_keeps_the_settings(self, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from wm_rllib.cli.plan import RunPlan
 from wm_rllib.cli.run_folder import RunFolder
 from wm_rllib.cli.signals import StopSignals
 from wm_rllib.cli.train import train
+from wm_rllib.metrics import progress_row
 
 
 @pytest.fixture
@@ -210,6 +212,27 @@ def test_ends_at_the_steps_with_a_checkpoint(folder):
     meta = read_meta(outcome.checkpoint)
     assert (meta.training_iteration, meta.num_env_steps, meta.finished) == (5, 500, True)
     assert rows_of(folder)[0]["evaluation/episode_return_mean"] is None
+
+
+def test_ends_at_the_iterations_of_the_mixed_phase(folder):
+    plan = replace(plan_for(folder, total=10_000), values={"stop.iterations": 2})
+    with StopSignals() as signals:
+        console = Console(io.StringIO(), None, total_iterations=2)
+        outcome = train(plan, folder, console, signals, lambda: FakeAlgorithm(mixed_from=3), tensorboard=False)
+    assert outcome.end is End.ITERATIONS
+    assert [row["mixed_iterations"] for row in rows_of(folder)] == [None, None, 0, 1, 2]
+    assert read_meta(outcome.checkpoint).finished
+
+
+def test_the_console_counts_what_ends_the_run():
+    stream = io.StringIO()
+    console = Console(stream, None, total_iterations=1200)
+    for mixed in (None, 0, 300):
+        console.show(progress_row({"training_iteration": 5, "phase": "mixed", "mixed_iterations": mixed}))
+    lines = stream.getvalue().splitlines()
+    assert "iteration 5  " in lines[0] and "ETA -" in lines[0]
+    assert "(0/1,200 mixed)" in lines[1] and "ETA -" in lines[1]
+    assert "(300/1,200 mixed)" in lines[2] and "ETA 0s" in lines[2]
 
 
 def test_return_ends_only_when_a_second_evaluation_confirms_it(folder):

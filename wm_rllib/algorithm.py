@@ -25,7 +25,7 @@ from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import may_dream
 from wm_rllib.nodes import NodeWatch
 from wm_rllib.overlap import OverlappingTraining
-from wm_rllib.phases import collect_randomly, pretrain, train_mixed
+from wm_rllib.phases import collect_randomly, pretrain, train_in_dreams, train_mixed
 from wm_rllib.planning import Plan
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
@@ -127,14 +127,13 @@ class WorldModelPPO(EvaluatedPPO):
     # --- one iteration -----------------------------------------------------------------------------------------------
 
     def step(self) -> dict[str, Any]:
-        """RLlib's iteration, with this algorithm's report and its evaluation at a fixed interval of real steps."""
+        """RLlib's iteration, with this algorithm's report and its evaluation at fixed intervals."""
         self._stages.report = IterationReport()
         self._report.dropped_rows += self._rows_lost_by_resuming()
         phase = self._state.phase
         results = super().step()
         if self._evaluation_is_due():
-            self._state.evaluated_at = self._state.num_env_steps
-            self._run_one_evaluation()
+            self._evaluate_periodically()
         if self._report.evaluation:
             # RLlib's metrics repeat the last evaluation in every iteration; these keys are there only when it is new.
             results[EVALUATION_RESULTS] = {**results.get(EVALUATION_RESULTS, {}), **self._report.evaluation}
@@ -149,6 +148,8 @@ class WorldModelPPO(EvaluatedPPO):
                 "faults": self._faults(),
             }
         )
+        if self._state.phase is Phase.MIXED:  # pretraining has ended
+            results["mixed_iterations"] = self._state.mixed_iterations
         self._gauges.show(results)
         return results
 
@@ -162,10 +163,13 @@ class WorldModelPPO(EvaluatedPPO):
 
     def training_step(self) -> None:
         """One iteration of the current phase."""
+        if self._state.phase is Phase.MIXED:
+            self._state.mixed_iterations += 1
         if self._overlap is not None and self._state.phase is Phase.MIXED:
             self._overlap.train_mixed()
             return
-        phases = {Phase.RANDOM: collect_randomly, Phase.PRETRAIN: pretrain, Phase.MIXED: train_mixed}
+        mixed = train_mixed if self.config.online_collection else train_in_dreams
+        phases = {Phase.RANDOM: collect_randomly, Phase.PRETRAIN: pretrain, Phase.MIXED: mixed}
         phases[self._state.phase](self._stages)
 
     # --- use of the dream --------------------------------------------------------------------------------------------

@@ -42,6 +42,11 @@ class RealExperience:
     dropped_rows: int
     metrics: list[Any]
 
+    @classmethod
+    def none(cls, num_learners: int) -> RealExperience:
+        """That of an iteration that takes no real step."""
+        return combine([], num_learners, [], 0)
+
 
 def _collect(
     runner: WorldModelEnvRunner, request: CollectRequest, share: int, server: Any

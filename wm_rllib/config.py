@@ -88,6 +88,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.updates_per_step = 1.0
         self.pretrain_epochs = 300
         self.random_collection_steps = 300
+        self.online_collection = True
         self.replay_capacity = 100_000
         self.greedy_fraction = 0.5
 
@@ -124,6 +125,8 @@ class WorldModelPPOConfig(PPOConfig):
         self.cluster_timeout_s = 40.0
         self.checkpoint_frequency = 10
         self.evaluation_interval_steps: int | None = None
+        self.evaluation_interval_iterations: int | None = None
+        self.evaluation_max_dream_steps: int | None = None
         self.policy_hidden_dims = [64, 64]
         self.env_runners(env_runner_cls=WorldModelEnvRunner, num_env_runners=0, num_envs_per_env_runner=4)
         self.training(
@@ -200,6 +203,7 @@ class WorldModelPPOConfig(PPOConfig):
         updates_per_step: float = NotProvided,
         pretrain_epochs: int = NotProvided,
         random_collection_steps: int = NotProvided,
+        online_collection: bool = NotProvided,
         replay_capacity: int = NotProvided,
         greedy_fraction: float = NotProvided,
     ) -> WorldModelPPOConfig:
@@ -249,6 +253,9 @@ class WorldModelPPOConfig(PPOConfig):
             updates_per_step: World-model gradient steps for each real env step of the mixed phase.
             pretrain_epochs: Passes over the randomly collected sequences before the mixed phase.
             random_collection_steps: Real env steps with random actions at the beginning.
+            online_collection: Whether the mixed phase takes real steps, too. Without, it only dreams and updates: V and
+                M stay as pretraining left them, and C never sees a real reward. Needs an `imagination_ratio` of 1.
+                Schedules, which go by real steps, then stand still from the end of the random phase on.
             replay_capacity: Env steps the replay holds.
             greedy_fraction: Share of each env runner's environments, rounded down, that act greedily where most of a
                 batch is imagined: M has to know where the policy leads that is evaluated and used.
@@ -314,15 +321,32 @@ class WorldModelPPOConfig(PPOConfig):
         """
         return self._update(locals())
 
-    def evaluation(self, *, evaluation_interval_steps: int | None = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
-        """RLlib's section, with an interval that counts real env steps, not iterations.
+    def evaluation(
+        self,
+        *,
+        evaluation_interval_steps: int | None = NotProvided,
+        evaluation_interval_iterations: int | None = NotProvided,
+        evaluation_max_dream_steps: int | None = NotProvided,
+        **kwargs: Any,
+    ) -> WorldModelPPOConfig:
+        """RLlib's section, with intervals of this algorithm's own in place of `evaluation_interval`.
 
         Args:
             evaluation_interval_steps: Real env steps between evaluations in the mixed phase; None for none.
+            evaluation_interval_iterations: Iterations of the mixed phase between evaluations; None for none. With both,
+                an evaluation is due when either says so.
+            evaluation_max_dream_steps: Longest dreamed episode of `evaluate_dream`; None: the environment's time limit
+                where it has one.
             **kwargs: See RLlib's `AlgorithmConfig.evaluation`.
         """
         super().evaluation(**kwargs)
-        return self._update({"evaluation_interval_steps": evaluation_interval_steps})
+        return self._update(
+            {
+                "evaluation_interval_steps": evaluation_interval_steps,
+                "evaluation_interval_iterations": evaluation_interval_iterations,
+                "evaluation_max_dream_steps": evaluation_max_dream_steps,
+            }
+        )
 
     def resources(self, *, cluster_timeout_s: float = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
         """RLlib's section, and how long the cluster may take to grow.

@@ -8,6 +8,8 @@ from typing import Any
 from wm_rllib.environment_check import NO_MULTI_AGENT
 from wm_rllib.mixing import AUTO, may_dream
 
+_ONLINE = "online_collection = False (data_collection.online in YAML)"
+
 
 def broken_rule(config: Any) -> str | None:
     """The first rule that a `WorldModelPPOConfig` breaks, with both values and the fix; None if it breaks none."""
@@ -32,6 +34,8 @@ def _broken(config: Any) -> Iterator[str]:
             "transfer_from a checkpoint, or transfer_frozen false."
         )
     yield from _of_dreams(config)
+    if not config.online_collection:
+        yield from _of_dreams_alone(config)
     if config.overlap and not config.in_evaluation:  # evaluation env runners have a config of their own
         yield from _of_overlap(config)
 
@@ -46,6 +50,25 @@ def _of_dreams(config: Any) -> Iterator[str]:
         yield (
             f"max_disagreement = {config.max_disagreement} cuts dreams where an ensemble disagrees, but "
             f"ensemble_size = {config.ensemble_size}. Fix: ensemble_size of 2 or more, or max_disagreement null."
+        )
+
+
+def _of_dreams_alone(config: Any) -> Iterator[str]:
+    if config.imagination_ratio != 1.0:
+        yield (
+            f"{_ONLINE} leaves no real rows to learn from, but imagination_ratio = "
+            f"{config.imagination_ratio} asks for them. Fix: imagination_ratio 1.0, or online_collection true."
+        )
+    if config.overlap and not config.in_evaluation:
+        yield (
+            f"{_ONLINE} takes no real steps beside which anything could run, but overlap = True. Fix: "
+            "overlap false, or online_collection true."
+        )
+    if config.evaluation_interval_steps is not None and config.evaluation_interval_iterations is None:
+        yield (
+            f"evaluation_interval_steps = {config.evaluation_interval_steps} counts real steps, of which "
+            f"{_ONLINE} takes no more after the random phase. Fix: evaluation_interval_iterations "
+            "(evaluation.interval_iterations in YAML)."
         )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env.env_context import EnvContext
 
+from wm_rllib.dream_evaluation import DreamScore, dream_step_limit, evaluate_in_dream, first_observations_of
 from wm_rllib.dreamer import DreamerSpec
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
@@ -17,6 +20,7 @@ from wm_rllib.models.world_model import WorldModel
 from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.replay_client import ReplayClient
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import TrainingState
 
@@ -27,11 +31,12 @@ class EvaluatedPPO(PPO):
     _stages: Stages
     _state: TrainingState
     _publisher: Publisher
+    _replay: ReplayClient
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
-        wanted = eval_config.evaluation_interval_steps is not None
-        return wanted or super()._should_create_evaluation_env_runners(eval_config)
+        intervals = eval_config.evaluation_interval_steps, eval_config.evaluation_interval_iterations
+        return intervals != (None, None) or super()._should_create_evaluation_env_runners(eval_config)
 
     @property
     def _report(self) -> IterationReport:
@@ -43,7 +48,16 @@ class EvaluatedPPO(PPO):
     def _evaluation_is_due(self) -> bool:
         if self._stages.is_cut_short or not self._state.policy_version:
             return False
-        return self._state.evaluation_is_due(self.config.evaluation_interval_steps)
+        config = self.config
+        return self._state.evaluation_is_due(config.evaluation_interval_steps, config.evaluation_interval_iterations)
+
+    def _evaluate_periodically(self) -> None:
+        """The evaluation that is due and, where C learns in the dream alone, what it is worth there."""
+        self._state.note_evaluation()
+        self._run_one_evaluation()
+        if not self.config.online_collection:
+            with self._report.stage("evaluate_dream"):
+                self._report.take_dream_score(self.evaluate_dream())
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """RLlib's evaluation: `evaluation_duration` greedy episodes, with exactly one pair of versions."""
@@ -71,6 +85,41 @@ class EvaluatedPPO(PPO):
             restore=lambda: self.restore_env_runners(group),
             timeout_s=self.config.evaluation_sample_timeout_s,
         )
+
+    def evaluate_dream(
+        self, num_episodes: int | None = None, *, temperature: float | None = None, max_steps: int | None = None
+    ) -> DreamScore | None:
+        """Dreams whole greedy episodes from first observations in the replay; the same ones again in one iteration.
+
+        Args:
+            num_episodes: How many; None: `evaluation_duration`.
+            temperature: tau of M's mixture; None: that of training.
+            max_steps: Steps after which a dream is given up; None: `evaluation_max_dream_steps`, else the
+                environment's time limit, else 1,000.
+
+        Returns:
+            What came of it; None if no stored episode has its beginning any more.
+        """
+        seed = self._stages.seed("dream_evaluation")
+        first = first_observations_of(self._replay.service, num_episodes or self.config.evaluation_duration, seed)
+        if not len(first):
+            return None
+        with torch.random.fork_rng(devices=[]):  # new networks draw weights, though theirs are overwritten
+            policy = self.get_policy()
+        return evaluate_in_dream(
+            policy,
+            first,
+            temperature=self.config.temperature if temperature is None else temperature,
+            max_steps=self._dream_step_limit if max_steps is None else max_steps,
+            seed=seed,
+        )
+
+    @cached_property
+    def _dream_step_limit(self) -> int:
+        def make_env() -> Any:
+            return self.env_creator(EnvContext(self.config.env_config, worker_index=0))
+
+        return dream_step_limit(self.config.evaluation_max_dream_steps, make_env)
 
     def get_policy(self) -> WorldModelPolicy:
         """A copy of the agent as it acts now, and of its critic: V, M and C as the learners have them."""

@@ -21,7 +21,7 @@ def choose_imagination(stages: Stages, real: RealExperience) -> tuple[float, int
     """
     config, state = stages.config, stages.parts.state
     is_auto = config.imagination_ratio == AUTO
-    wanted = is_auto or state.evaluation_is_due(config.evaluation_interval_steps)
+    wanted = is_auto or state.evaluation_is_due(config.evaluation_interval_steps, config.evaluation_interval_iterations)
     judgement = _judge(stages) if wanted and real.raw_refs else None
     if not is_auto:
         if judgement is not None:

@@ -16,6 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from wm_rllib.dream_evaluation import DreamScore
 from wm_rllib.dream_orders import DreamHarvest
 from wm_rllib.gate import Gate, Judgement
 from wm_rllib.learning_rates import LEARNING_RATES
@@ -62,6 +63,7 @@ class IterationReport:
         self.configured_ratio: float | None = None
         self.return_gap: float | None = None
         self.evaluation: dict[str, float] = {}
+        self.dream_evaluation: dict[str, float] = {}
         self.judged: dict[str, float | None] = {}
         self.trust: dict[str, float | None] = {}
         self.learning_rates: dict[str, float | None] = dict.fromkeys(LEARNING_RATES)
@@ -119,6 +121,7 @@ class IterationReport:
                 "updates_skipped": self.updates_skipped,
                 **self.judged,
             },
+            "dream_evaluation": dict(self.dream_evaluation),
             "trust": dict(self.trust),
             "vae": self._losses("vae"),
             "mdn": self._losses("mdn"),
@@ -132,6 +135,17 @@ class IterationReport:
                 "update_rows": self._rate(sum(self.rows.values()), "update"),
             },
         }
+
+    def take_dream_score(self, score: DreamScore | None) -> None:
+        """Keeps an evaluation in the dream, if there was one."""
+        if score is not None:
+            self.dream_evaluation = {
+                "episode_return_mean": score.mean,
+                "episode_return_std": score.std,
+                "episode_len_mean": sum(score.lengths) / len(score.lengths),
+                "unfinished": score.num_unfinished / len(score.lengths),
+                "episodes": len(score.lengths),
+            }
 
     def add_judgement(self, judgement: Judgement | None, horizon: int) -> None:
         """Keeps what was found of M on fresh experience: the next step, and the horizon of this iteration's dreams."""

@@ -25,6 +25,9 @@ METRICS: dict[str, Metric] = {
     "training_iteration": Metric("Iterations so far, over all resumes.", "iterations"),
     "phase": Metric("`random`, `pretrain` or `mixed`.", "name"),
     "num_env_steps_sampled_lifetime": Metric("Real steps so far; evaluation is not counted.", "steps"),
+    "mixed_iterations": Metric(
+        "Iterations of the mixed phase so far; null before pretraining has ended.", "iterations"
+    ),
     "rows/real": Metric("Real rows in this iteration's merged PPO batches, summed.", "rows"),
     "rows/imagined": Metric("Imagined rows in the same batches, summed.", "rows"),
     "imagination/ratio": Metric("Realised share of imagined rows: imagined / (real + imagined).", "0 to 1"),
@@ -119,6 +122,17 @@ METRICS: dict[str, Metric] = {
     "evaluation/confirmation_return_mean": Metric(
         "Mean return of the second evaluation, on fresh episodes, that confirms the first.", "return"
     ),
+    "dream_evaluation/episode_return_mean": Metric(
+        "Mean return of whole dreamed episodes of the greedy policy, from stored first observations, as M's outcome "
+        "head has it; only where no real steps are taken (`online: false`) and an evaluation was due.",
+        "return",
+    ),
+    "dream_evaluation/episode_return_std": Metric("Standard deviation of those returns.", "return"),
+    "dream_evaluation/episode_len_mean": Metric("Mean length of those dreams.", "steps"),
+    "dream_evaluation/unfinished": Metric(
+        "Share of those dreams that went on at the limit (`evaluation.max_dream_steps`).", "0 to 1"
+    ),
+    "dream_evaluation/episodes": Metric("How many there were.", "episodes"),
     "restarts/env_runners": Metric("Env runners replaced so far.", "restarts"),
     "restarts/dreamers": Metric("Dreamers replaced so far.", "restarts"),
     "restarts/parameter_server": Metric("Parameter servers replaced so far.", "restarts"),
@@ -152,6 +166,7 @@ ALWAYS: tuple[str, ...] = (
     "training_iteration",
     "phase",
     "num_env_steps_sampled_lifetime",
+    "mixed_iterations",
     "rows/real",
     "rows/imagined",
     "imagination/ratio",

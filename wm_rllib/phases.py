@@ -9,6 +9,7 @@ import ray
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from wm_rllib.calling import call
+from wm_rllib.collection import RealExperience
 from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.gating import choose_imagination
 from wm_rllib.learner_calls import on_learners
@@ -83,8 +84,21 @@ def train_mixed(stages: Stages) -> None:
     stages.report.configured_ratio = ratio
     stages.fit_owed(real.num_timesteps)
     rows = config.dream_batch_size if ratio == 1.0 else imagined_rows(sum(real.rows), ratio)
+    dream_and_update(stages, real, rows, ratio, horizon)
+
+
+def train_in_dreams(stages: Stages) -> None:
+    """The mixed phase without real steps: V and M have nothing new to learn, so that dreams and updates are left."""
+    config = stages.config
+    real = RealExperience.none(stages.num_shards)
+    stages.report.configured_ratio = 1.0
+    dream_and_update(stages, real, config.dream_batch_size, 1.0, config.imagination_horizon)
+
+
+def dream_and_update(stages: Stages, real: RealExperience, rows: int, ratio: float, horizon: int) -> None:
+    """`num_dream_rounds` rounds of dreams, `rows` of them in each, and updates."""
     # Without imagined rows a second round would be a second PPO update on the same real ones.
-    for round_index in range(config.num_dream_rounds if rows else 1):
+    for round_index in range(stages.config.num_dream_rounds if rows else 1):
         if stages.is_cut_short:
             return
         harvest = stages.dream(rows, horizon, round_index) if rows else None

@@ -71,11 +71,11 @@ class WorldModelPolicy:
     def act(self, observations: np.ndarray, state: State, *, explore: bool = False) -> tuple[np.ndarray, State]:
         """Actions [B, ...] in env space for observations [B, *O], and the memory after them."""
         z = self.world_model.vae.encode(torch.as_tensor(observations))
-        actions = self._choose(z, state[0], explore)
+        actions = self.choose(z, state[0], explore)
         return self._to_env(actions.numpy()), self.world_model.advance(z, actions, state)
 
-    def _choose(self, z: Tensor, h: Tensor, explore: bool) -> Tensor:
-        """Actions [B, ...] in policy space on latents [B, Z] and hidden states [B, D]."""
+    def choose(self, z: Tensor, h: Tensor, explore: bool) -> Tensor:
+        """C's actions [B, ...] in policy space on latents [B, Z] and hidden states [B, D]; greedy unless `explore`."""
         forward = self.module.forward_exploration if explore else self.module.forward_inference
         logits = forward({Columns.OBS: self.world_model.features(z, h)})[Columns.ACTION_DIST_INPUTS]
         if explore:
@@ -140,7 +140,7 @@ class WorldModelPolicy:
             planned = torch.as_tensor(model.codec.env_to_policy(given))
 
         def act(t: int, z: Tensor, h: Tensor) -> Tensor:
-            return self._choose(z, h, explore) if planned is None else planned[:, t]
+            return self.choose(z, h, explore) if planned is None else planned[:, t]
 
         with seeded(seed):
             dream = imagine(model, act, z, (h, c), horizon, temperature)

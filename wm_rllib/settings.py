@@ -201,6 +201,12 @@ SETTINGS: tuple[Setting, ...] = (
     *_section(
         "world_model.data_collection.",
         ("random_collection_steps", "random_collection_steps", whole(1), "Real steps with random actions at first."),
+        (
+            "online",
+            "online_collection",
+            boolean(),
+            "Real steps in the mixed phase too; false: C learns in the dream alone, of the random phase's steps.",
+        ),
         ("replay_capacity", "replay_capacity", whole(1), "Real steps that the replay holds."),
         ("replay_storage", "replay_storage", one_of("memory", "compressed", "disk"), "How images are kept."),
         ("replay_directory", "replay_directory", text(optional=True), "Where the storage disk has its files."),
@@ -251,13 +257,26 @@ SETTINGS: tuple[Setting, ...] = (
     *_section(
         "evaluation.",
         ("interval", "evaluation_interval_steps", whole(1, optional=True), "Real steps between evaluations."),
+        (
+            "interval_iterations",
+            "evaluation_interval_iterations",
+            whole(1, optional=True),
+            "Iterations of the mixed phase between evaluations.",
+        ),
         ("episodes", "evaluation_duration", whole(1), "Episodes of an evaluation."),
+        (
+            "max_dream_steps",
+            "evaluation_max_dream_steps",
+            whole(1, optional=True),
+            "Longest dreamed episode of an evaluation in the dream; null: as the environment limits its own.",
+        ),
         ("num_env_runners", "evaluation_num_env_runners", whole(0), "Remote evaluation runners; 0: the driver."),
         ("timeout_s", "evaluation_sample_timeout_s", number(above=0), "Longest wait for evaluation runners."),
     ),
     *_section(
         "stop.",
         ("total_timesteps", None, whole(1, optional=True), "Real steps after which the run ends."),
+        ("iterations", None, whole(1, optional=True), "Iterations of the mixed phase after which the run ends."),
         ("return", None, number(optional=True), "Evaluation return, confirmed by a second one, that ends the run."),
     ),
     *_section(

@@ -34,6 +34,8 @@ class TrainingState:
         pending_updates: Fraction of a world-model gradient step that the next fit owes.
         num_evaluations: Evaluations so far; each plays episodes of its own.
         evaluated_at: Real env steps at the last periodic evaluation.
+        mixed_iterations: Iterations of the mixed phase so far, the present one included.
+        evaluated_at_iteration: The same at the last periodic evaluation.
         banked_rows: Real rows that are counted and in the replay, and whose PPO update is still to come.
         server_restarts: How often the parameter server was found in another process.
         transferred: Whether V and M of another run were taken over; a resumed run must not do so again.
@@ -50,17 +52,30 @@ class TrainingState:
     pending_updates: float = 0.0
     num_evaluations: int = 0
     evaluated_at: int = 0
+    mixed_iterations: int = 0
+    evaluated_at_iteration: int = 0
     banked_rows: int = 0
     server_restarts: int = 0
     transferred: bool = False
     resumes: int = 0
     gate: Gate = field(default_factory=Gate)
 
-    def evaluation_is_due(self, interval: int | None) -> bool:
-        """Whether an evaluation is due at the present number of real steps, with one each `interval` of them."""
-        if interval is None or self.phase is not Phase.MIXED:
+    def evaluation_is_due(self, steps: int | None, iterations: int | None) -> bool:
+        """Whether an evaluation is due now.
+
+        Args:
+            steps: Real env steps between evaluations; None for none.
+            iterations: Iterations of the mixed phase between evaluations; None for none.
+        """
+        if self.phase is not Phase.MIXED:
             return False
-        return self.num_env_steps // interval > self.evaluated_at // interval
+        return _has_passed(self.evaluated_at, self.num_env_steps, steps) or _has_passed(
+            self.evaluated_at_iteration, self.mixed_iterations, iterations
+        )
+
+    def note_evaluation(self) -> None:
+        """Records that a periodic evaluation takes place now."""
+        self.evaluated_at, self.evaluated_at_iteration = self.num_env_steps, self.mixed_iterations
 
     def note_publication(self, iteration: int) -> None:
         """Records that `sequence` was published in `iteration`."""
@@ -86,3 +101,8 @@ class TrainingState:
         self.phase, self.sequence = Phase(state["phase"]), newest
         self.published_at = dict(self.published_at)  # grows from here on, and the checkpoint's must not
         self.gate = Gate(list(state["gate"]["skill"]), state["gate"]["gap"])
+
+
+def _has_passed(before: int, now: int, interval: int | None) -> bool:
+    """Whether a multiple of the interval lies after `before` and up to `now`."""
+    return interval is not None and now // interval > before // interval

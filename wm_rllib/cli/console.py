@@ -29,19 +29,23 @@ def _number(value: Scalar, spec: str) -> str:
 class Console:
     """Shows rows and messages on a stream."""
 
-    def __init__(self, stream: TextIO, total_steps: int | None, start_steps: int = 0) -> None:
+    def __init__(
+        self, stream: TextIO, total_steps: int | None, start_steps: int = 0, *, total_iterations: int | None = None
+    ) -> None:
         """Start the clock.
 
         Args:
             stream: Where to write; a terminal gets the live line.
             total_steps: Real steps after which the run ends; None if nothing but the return ends it.
             start_steps: Real steps before this process started.
+            total_iterations: Iterations of the mixed phase after which it ends; None if these do not end it.
         """
         self._stream = stream
         self._live = stream.isatty()
         self._total_steps = total_steps
         self._speed = 0.0
         self._last_steps, self._last_time = start_steps, time.monotonic()
+        self._iterations = _IterationClock(total_iterations) if total_iterations else None
         self._last_evaluation: Scalar = None
         self._line_open = False
 
@@ -72,11 +76,13 @@ class Console:
     def _line(self, row: Row) -> str:
         steps = int(row["num_env_steps_sampled_lifetime"] or 0)
         self._measure(steps)
+        if self._iterations is not None:
+            self._iterations.see(row.get("mixed_iterations"))
         if row["evaluation/episode_return_mean"] is not None:
             self._last_evaluation = row["evaluation/episode_return_mean"]
         parts = [
             f"{row['phase'] or '-':<8}",
-            f"iteration {row['training_iteration']}",
+            f"iteration {row['training_iteration']}" + (self._iterations.text if self._iterations else ""),
             f"steps {steps:,}" + (f"/{self._total_steps:,}" if self._total_steps else ""),
             f"return {_number(row.get('env_runners/episode_return_mean'), '.1f')}",
             f"evaluation {_number(self._last_evaluation, '.1f')}",
@@ -95,6 +101,8 @@ class Console:
         self._last_steps, self._last_time = steps, now
 
     def _eta(self, steps: int) -> str:
+        if self._iterations is not None:
+            return self._iterations.eta
         if not self._total_steps or self._speed <= 0:
             return "-"
         return format_duration(max(self._total_steps - steps, 0) / self._speed)
@@ -103,3 +111,32 @@ class Console:
         assert self._total_steps
         full = min(_BAR_CELLS, _BAR_CELLS * steps // self._total_steps)
         return "#" * full + "." * (_BAR_CELLS - full)
+
+
+class _IterationClock:
+    """How far a run is that ends after some iterations of the mixed phase."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done, self._first, self._since = 0, 0, 0.0
+
+    def see(self, done: Scalar) -> None:
+        """Take in how many there were; None before pretraining has ended."""
+        if not isinstance(done, int):
+            return
+        self._done = done
+        if not self._since:
+            self._first, self._since = done, time.monotonic()
+
+    @property
+    def text(self) -> str:
+        """Which of them this is."""
+        return f" ({self._done:,}/{self._total:,} mixed)" if self._since else ""
+
+    @property
+    def eta(self) -> str:
+        """How long the rest will take at the mean speed so far."""
+        if self._done == self._first:
+            return "-"
+        each = (time.monotonic() - self._since) / (self._done - self._first)
+        return format_duration(max(self._total - self._done, 0) * each)

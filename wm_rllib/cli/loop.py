@@ -47,6 +47,7 @@ class End(Enum):
 
     RETURN = "return"
     STEPS = "steps"
+    ITERATIONS = "iterations"
     SIGNAL = "signal"
 
 
@@ -58,11 +59,13 @@ class StopRule:
         total_timesteps: At this many real steps; None for never.
         stop_return: When an evaluation's mean and that of a second one are at least this; None for never.
         evaluation_episodes: Episodes of the second evaluation.
+        iterations: After this many iterations of the mixed phase; 0: when pretraining has ended; None for never.
     """
 
     total_timesteps: int | None
     stop_return: float | None
     evaluation_episodes: int
+    iterations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,9 @@ class TrainingLoop:
                 return End.RETURN
         if total is not None and (_number(row, "num_env_steps_sampled_lifetime") or 0) >= total:
             return End.STEPS
+        iterations = _number(row, "mixed_iterations")
+        if self._rule.iterations is not None and iterations is not None and iterations >= self._rule.iterations:
+            return End.ITERATIONS
         return None if signals.received is None else End.SIGNAL
 
     def _save(self, row: Row, end: End | None) -> None:
@@ -168,7 +174,7 @@ class TrainingLoop:
             num_env_steps=int(_number(row, "num_env_steps_sampled_lifetime") or 0),
             seconds=_number(row, "seconds/total") or 0.0,
             best_return=mean if better else before,
-            finished=end in (End.RETURN, End.STEPS),
+            finished=end not in (None, End.SIGNAL),
         )
         due = [LAST] if end is not None or iteration % self._frequency == 0 else []
         due += [BEST] if better else []

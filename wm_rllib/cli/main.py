@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_plan(commands)
     _add_sweep(commands)
+    _add_temperatures(commands)
     add_benchmark(commands)
     add_report(commands)
     add_dream(commands)
@@ -108,6 +109,20 @@ def _add_sweep(commands: argparse._SubParsersAction[_Parser]) -> None:
     _add_ray(add)
 
 
+def _add_temperatures(commands: argparse._SubParsersAction[_Parser]) -> None:
+    about = "train controllers in the dream of one world model at several temperatures, and compare them in reality"
+    add = commands.add_parser("temperatures", help=about, description=about, allow_abbrev=False).add_argument
+    add("--config", metavar="FILE.yaml", help="settings; flags and --set win over them")
+    add("--env", metavar="ID", help='Gymnasium id, or "package.module:EnvClass"')
+    add("--temperatures", metavar="T", nargs="+", required=True, help="temperatures of M's mixture")
+    add("--run-dir", metavar="DIR", required=True, help="folder of it all; the same command goes on in it")
+    add("--episodes", metavar="N", help="episodes of each score (100)")
+    add("--seed", metavar="S", help="seed of everything random")
+    add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")
+    add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting; may be repeated")
+    _add_ray(add)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
@@ -146,6 +161,10 @@ def _run(args: argparse.Namespace) -> int:
         from wm_rllib.cli import sweep
 
         return sweep.run(args)
+    if args.command == "temperatures":
+        from wm_rllib.cli import temperatures
+
+        return temperatures.run(args)
     if args.command == "benchmark":
         from wm_rllib.cli import benchmark
 

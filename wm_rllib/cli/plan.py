@@ -22,6 +22,7 @@ from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
 from wm_rllib.environments import env_spaces, make_env
 
 AUTO = "auto"
+ONLINE = "world_model.data_collection.online"
 _RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """`ray job submit` sets it for what it starts."""
 CONFIRMATION_FACTOR = 5
@@ -51,12 +52,18 @@ class RunPlan:
     changed: dict[str, tuple[Any, Any]]
 
     @property
+    def takes_real_steps(self) -> bool:
+        """Whether the mixed phase takes any."""
+        return bool(self.values.get(ONLINE, True))
+
+    @property
     def rule(self) -> StopRule:
         """When the run ends."""
         return StopRule(
             total_timesteps=self.values.get("stop.total_timesteps"),
             stop_return=self.values.get("stop.return"),
             evaluation_episodes=CONFIRMATION_FACTOR * self.config.evaluation_duration,
+            iterations=self.values.get("stop.iterations"),
         )
 
 
@@ -68,7 +75,7 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         CommandError: For everything else that the user can correct.
     """
     requested = requested_values(args)
-    named = None if args.run_dir is None else RunFolder.at(_lasting(args.run_dir), pull=args.resume == AUTO)
+    named = None if args.run_dir is None else RunFolder.at(lasting(args.run_dir), pull=args.resume == AUTO)
     source = _find_source(args, named)
     meta = CheckpointMeta(0, 0, 0.0) if source is None else _resumable(source)
     before = _settings_before(args, named, source)
@@ -81,6 +88,7 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         folder.refuse_if_used()
     spaces = check_env(values)
     config = _make_config(values, args)
+    _check_end(values, config)
     config.wm_run_name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]  # the monitoring's name for it
     tree = resolved_tree(config, values)
     if source is None and config.transfer_from is not None:
@@ -122,10 +130,10 @@ def _unnamed_run_dir(source: Path | None, env_id: str) -> str:
     if source is not None and source.parent.name == "checkpoints":
         return str(source.parent.parent)
     name = re.sub(r"[^\w.-]+", "-", env_id)
-    return _lasting(f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    return lasting(f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
-def _lasting(run_dir: str) -> str:
+def lasting(run_dir: str) -> str:
     """Return the run folder's place, unless it goes with a Ray job.
 
     Raises:
@@ -177,6 +185,29 @@ def check_env(values: Mapping[str, Any]) -> tuple[Any, Any]:
     except ValueError as error:
         raise CommandError(f"environment {values['env.id']!r}: {error}") from None
     return spaces
+
+
+def _check_end(values: Mapping[str, Any], config: Any) -> None:
+    """Make sure that a run without real steps in its mixed phase can end.
+
+    Raises:
+        CommandError: If it cannot.
+    """
+    if config.online_collection or values.get("stop.iterations") is not None:
+        return
+    total, random_steps = values.get("stop.total_timesteps"), config.random_collection_steps
+    fix = "Fix: stop.iterations, which counts iterations of the mixed phase."
+    if total is not None and total > random_steps:
+        raise CommandError(
+            f"stop.total_timesteps is {total}, but can never be reached: with {ONLINE} false there are no real steps "
+            f"after world_model.data_collection.random_collection_steps ({random_steps}). {fix}"
+        )
+    is_evaluated = config.evaluation_interval_iterations is not None
+    if total is None and (values.get("stop.return") is None or not is_evaluated):
+        raise CommandError(
+            f"with {ONLINE} false the run would never end: neither stop.iterations nor stop.return with "
+            f"evaluation.interval_iterations is set. {fix}"
+        )
 
 
 def _make_config(values: Mapping[str, Any], args: argparse.Namespace) -> Any:

@@ -6,8 +6,6 @@ import argparse
 import os
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from wm_rllib.cli.ray_session import ray_session
 from wm_rllib.cli.run_folder import BEST, RunFolder
 from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.sweep_plan import SweepPlan, plan_sweep
+from wm_rllib.cli.train import open_folder
 from wm_rllib.settings import BY_PATH
 from wm_rllib.sweep.search import TIME_ATTR
 from wm_rllib.sweep.spec import SweepSpec
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_sweep(args)
     show_logs = bool(args.verbose) or args.log_level in ("debug", "info")
     with (
-        _open_folder(plan.folder) as folder,
+        open_folder(plan.folder) as folder,
         ray_session(args.address, verbose=args.verbose, show_actor_logs=show_logs) as local,
         StopSignals() as signals,
     ):
@@ -69,15 +68,6 @@ def _interrupt_tune(signals: StopSignals) -> None:
     signal.raise_signal(signal.SIGUSR1)
 
 
-@contextmanager
-def _open_folder(folder: RunFolder) -> Iterator[RunFolder]:
-    folder.open()
-    try:
-        yield folder
-    finally:
-        folder.close()
-
-
 def _check_cluster(plan: SweepPlan, *, local: bool) -> None:
     """Raise if some trial could never start."""
     from wm_rllib.placement import ClusterTooSmallError, wait_for_resources
@@ -109,6 +99,8 @@ def _make_tuner(plan: SweepPlan, args: argparse.Namespace) -> Any:
         return tune.Tuner.restore(str(plan.trials), trainable=SweepTrial, resume_unfinished=True, resume_errored=True)
     search, draws_together = spec.search, spec.search["searcher"] == "random"
     stop = {TIME_ATTR: spec.total_steps}
+    if spec.values.get("stop.iterations") is not None:
+        stop["mixed_iterations"] = spec.values["stop.iterations"]
     if spec.values.get("stop.return") is not None:
         stop["evaluation/episode_return_mean"] = spec.values["stop.return"]
     return tune.Tuner(

@@ -13,7 +13,7 @@ from typing import Any
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.options import FIXED_BY_CHECKPOINT, SWEEP_SECTION, assignments, flag_values
-from wm_rllib.cli.plan import check_env, register_env, valid_config
+from wm_rllib.cli.plan import ONLINE, check_env, register_env, valid_config
 from wm_rllib.cli.run_folder import RunFolder
 from wm_rllib.settings import SettingError, find_setting, flat_tree
 from wm_rllib.sweep.search import TABLE, flat_search, unknown_message
@@ -73,6 +73,11 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     register_env(spec.values["env.id"])
     configs = [valid_config(point, verbose=args.verbose, log_level=args.log_level) for point in points]
     _check_random_phase(spec, configs)
+    if not all(config.online_collection for config in configs):
+        raise CommandError(
+            f"{ONLINE} is false, but a sweep counts real steps, which such trials do not take. Fix: true, or the "
+            "command `temperatures`."
+        )
     if spec.uses_pbt:
         _check_same_actors(spec, configs)
     return SweepPlan(folder, spec, configs, resumes=before is not None)

@@ -28,15 +28,16 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     plan = plan_run(args)
     if plan.start.finished and not any(path.startswith("stop.") for path in plan.changed):
-        print(f"the run in {plan.folder} has ended already. To go on, raise --total-timesteps or --stop-return.")
+        ends = "--total-timesteps, --stop-return or stop.iterations"
+        print(f"the run in {plan.folder} has ended already. To go on, raise {ends}.")
         return 0
     memory = MemoryMonitor()
     memory.start()
     with (
-        _open_folder(plan) as folder,
+        open_folder(plan.folder) as folder,
         ray_session(args.address, verbose=args.verbose, show_actor_logs=_show_actor_logs(args)) as local,
         StopSignals() as signals,
-        _console(plan) as console,
+        open_console(plan) as console,
     ):
         _announce(plan, console)
         make_algorithm = partial(build_algorithm, plan, local=local)
@@ -50,17 +51,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _open_folder(plan: RunPlan) -> Iterator[RunFolder]:
-    plan.folder.open()
+def open_folder(folder: RunFolder) -> Iterator[RunFolder]:
+    """Hold a run folder open."""
+    folder.open()
     try:
-        yield plan.folder
+        yield folder
     finally:
-        plan.folder.close()
+        folder.close()
 
 
 @contextmanager
-def _console(plan: RunPlan) -> Iterator[Console]:
-    console = Console(sys.stdout, plan.values.get("stop.total_timesteps"), plan.start.num_env_steps)
+def open_console(plan: RunPlan) -> Iterator[Console]:
+    """Show a run on standard output."""
+    rule = plan.rule
+    console = Console(sys.stdout, rule.total_timesteps, plan.start.num_env_steps, total_iterations=rule.iterations)
     try:
         yield console
     finally:
@@ -78,8 +82,8 @@ def _announce(plan: RunPlan, console: Console) -> None:
         console.say(f"resumed at iteration {start.training_iteration}, {start.num_env_steps:,} real steps")
     for path, (old, new) in plan.changed.items():
         console.say(f"changed on resume: {path}: {old!r} -> {new!r}")
-    if plan.rule.total_timesteps is None and plan.rule.stop_return is None:
-        console.say("no end is set (--total-timesteps, --stop-return): training goes on until Ctrl-C")
+    if plan.rule.total_timesteps is None and plan.rule.stop_return is None and plan.rule.iterations is None:
+        console.say("no end is set (--total-timesteps, --stop-return, stop.iterations): training goes on until Ctrl-C")
 
 
 def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
@@ -128,7 +132,7 @@ def train(
         folder.write_config(plan.tree)
         folder.share()  # what was cut back must be, before new rows take its place
         events = folder.tensorboard if tensorboard else None
-        writer = RowWriter(folder.progress, events, purge_step=plan.start.num_env_steps + 1 if source else 0)
+        writer = _writer(plan, folder, events, source)
         try:
             loop = TrainingLoop(
                 algorithm,
@@ -148,6 +152,14 @@ def train(
         algorithm.stop()
 
 
+def _writer(plan: RunPlan, folder: RunFolder, events: Path | None, source: Path | None) -> RowWriter:
+    """Return where the rows go; TensorBoard's axis counts what grows throughout the run."""
+    before, axis = plan.start.num_env_steps, "num_env_steps_sampled_lifetime"
+    if not plan.takes_real_steps:
+        before, axis = plan.start.training_iteration, "training_iteration"
+    return RowWriter(folder.progress, events, purge_step=before + 1 if source else 0, axis=axis)
+
+
 def _source(plan: RunPlan, folder: RunFolder) -> Path | None:
     """Return the checkpoint to restore; opening the folder may have moved the one that was found to its place."""
     if plan.source is None or plan.source.exists():
@@ -163,6 +175,8 @@ def summary(outcome: Outcome, folder: RunFolder, seconds: float, peak: MemoryPea
         how = f"solved: evaluation return {first:.1f}, confirmed by {second:.1f} on fresh episodes"
     elif outcome.end is End.STEPS:
         how = "ended: all real steps are done"
+    elif outcome.end is End.ITERATIONS:
+        how = "ended: all iterations are done"
     else:
         how = "ended by a signal: the same command with --resume auto goes on from checkpoints/last"
     return [

@@ -21,7 +21,7 @@ SMALLEST_MOVE = 0.02
 
 
 def learning_curve(run: RunHistory) -> str:
-    """Return over real steps, training and evaluation."""
+    """Return over the run, training and evaluation."""
     with plot(WIDE, 3.2, "learning-curve") as figure:
         axis = figure.axes()[0]
         _shade_phases(axis, run)
@@ -35,7 +35,7 @@ def learning_curve(run: RunHistory) -> str:
             axis.axhline(
                 run.stop_return, color=CARE, linestyle=(0, (4, 3)), linewidth=1, label="return that ends the run"
             )
-        axis.set(xlabel="real steps", ylabel="return")
+        axis.set(xlabel=run.axis, ylabel="return")
         figure.figure.legend(loc="outside upper left", ncols=3)
     return figure.svg
 
@@ -57,7 +57,7 @@ def imagination(run: RunHistory) -> str:
         ratio, gap = figure.axes(1, 2)
         ratio.plot(*run.series("imagination/ratio"), color=DREAM, label="realised")
         ratio.plot(*run.series("imagination/configured_ratio"), color=REAL, linestyle=":", label="asked for")
-        ratio.set(title="share of imagined rows", xlabel="real steps", ylim=(-0.02, 1.02))
+        ratio.set(title="share of imagined rows", xlabel=run.axis, ylim=(-0.02, 1.02))
         gap.axhline(0, color="#868e96", linewidth=0.8)
         gap.plot(*run.series("imagination/return_gap"), color=MUTED, label="value targets, dreamed less real")
         steps, means = run.series("imagination/judged_gap")
@@ -65,7 +65,7 @@ def imagination(run: RunHistory) -> str:
         look = {"color": DREAM, "marker": "o", "markersize": 3, "capsize": 2, "elinewidth": 1}
         if steps:
             gap.errorbar(steps, means, errors, label="same start states (± 2 standard errors)", **look)
-        gap.set(title="return gap", xlabel="real steps")
+        gap.set(title="return gap", xlabel=run.axis)
         for axis in (ratio, gap):
             axis.legend(loc="best")
     return figure.svg
@@ -82,7 +82,7 @@ LOSSES = {
 
 
 def losses(run: RunHistory) -> str:
-    """V and M over real steps."""
+    """V and M over the run."""
     measured = {name: title for name, title in LOSSES.items() if run.series(name)[0]}
     if not measured:
         return ""
@@ -97,7 +97,7 @@ def losses(run: RunHistory) -> str:
                 axis.set_yscale("log")
         for axis in axes[len(measured) :]:
             axis.set_visible(False)
-        figure.figure.supxlabel("real steps", fontsize=9, color="#495057")
+        figure.figure.supxlabel(run.axis, fontsize=9, color="#495057")
     return figure.svg
 
 
@@ -232,5 +232,5 @@ def stages(run: RunHistory) -> str:
             colors=[colors[name] for name in names],
             step="pre",
         )
-        over_time.set(title="seconds of each iteration", xlabel="real steps")
+        over_time.set(title="seconds of each iteration", xlabel=run.axis)
     return figure.svg

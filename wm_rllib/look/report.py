@@ -54,7 +54,7 @@ def _learning(run: RunHistory) -> str:
     if not run.rows:
         return page.section("Learning", page.paragraph("No iteration has ended yet."))
     phases = ", ".join(f"{name} up to {int(stop):,}" for name, _, stop in run.phases)
-    return page.section("Learning", plots.learning_curve(run), page.paragraph(f"Phases, in real steps: {phases}."))
+    return page.section("Learning", plots.learning_curve(run), page.paragraph(f"Phases, in {run.axis}: {phases}."))
 
 
 def _dream_sections(run: RunHistory, check: DreamCheck, source: str) -> list[str]:

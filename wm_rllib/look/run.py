@@ -15,7 +15,8 @@ from wm_rllib.metrics import Row, Scalar
 from wm_rllib.settings import SettingError, parse_tree
 from wm_rllib.yaml_files import read_yaml
 
-STEPS = "num_env_steps_sampled_lifetime"
+STEPS, ITERATIONS = "num_env_steps_sampled_lifetime", "training_iteration"
+ONLINE = "world_model.data_collection.online"
 WHOLES = ("seconds/iteration", "seconds/total")
 
 
@@ -42,18 +43,24 @@ class RunHistory:
         return self.settings.get("stop.return")
 
     @property
+    def axis(self) -> str:
+        """What figures are drawn over: real steps or, where these stand still in the mixed phase, iterations."""
+        return "real steps" if self.settings.get(ONLINE, True) else "iterations"
+
+    @property
     def steps(self) -> list[float]:
-        """Real steps at the end of each iteration."""
-        return [float(row.get(STEPS) or 0.0) for row in self.rows]
+        """Where on that axis each iteration ended."""
+        name = STEPS if self.axis == "real steps" else ITERATIONS
+        return [float(row.get(name) or 0.0) for row in self.rows]
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
-        """Real steps and values of a metric, where it was measured."""
-        pairs = [(float(row.get(STEPS) or 0.0), number(row.get(name))) for row in self.rows]
+        """Places on the axis and values of a metric, where it was measured."""
+        pairs = [(step, number(row.get(name))) for step, row in zip(self.steps, self.rows, strict=True)]
         found = [(step, value) for step, value in pairs if value is not None]
         return [step for step, _ in found], [value for _, value in found]
 
     def values(self, name: str, at: Sequence[float]) -> list[float]:
-        """Values of a metric at those real steps; 0 where it is missing."""
+        """Values of a metric at those places on the axis; 0 where it is missing."""
         known = dict(zip(*self.series(name), strict=True))
         return [known.get(step, 0.0) for step in at]
 
@@ -67,7 +74,7 @@ class RunHistory:
 
     @property
     def phases(self) -> list[tuple[str, float, float]]:
-        """Each phase in order: its name, and the real steps at which it began and ended."""
+        """Each phase in order: its name, and where on the axis it began and ended."""
         found: list[tuple[str, float, float]] = []
         before = 0.0
         for row, steps in zip(self.rows, self.steps, strict=True):

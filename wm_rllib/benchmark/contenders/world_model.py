@@ -72,6 +72,11 @@ def make_config(job: Job, values: Mapping[str, Any]) -> Any:
 
 
 def _check(job: Job, values: Mapping[str, Any]) -> None:
+    if not values.get("world_model.data_collection.online", True):
+        raise CommandError(
+            f"contender {job.contender!r} takes no real steps after the random phase, but a benchmark counts them. "
+            "Fix: world_model.data_collection.online true."
+        )
     spaces = env_spaces(job.env_id, job.env_config)
     try:
         check_spaces(*spaces, default_v=values.get("world_model.vae.class") is None)
