@@ -13,7 +13,7 @@ from tiny import HORIZON, RANDOM_STEPS, ROUNDS, tiny_config
 from wm_rllib import WorldModelPPO, WorldModelPPOConfig
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.plan import _check_end
-from wm_rllib.dream_evaluation import DEFAULT_MAX_STEPS, draw_first_observations, dream_step_limit
+from wm_rllib.dream_evaluation import DEFAULT_MAX_STEPS, dream_step_limit
 from wm_rllib.metrics import progress_row
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.training_state import Phase, TrainingState
@@ -131,14 +131,6 @@ def test_longest_dreams():
     env.spec.max_episode_steps = None
     assert dream_step_limit(None, lambda: env) == DEFAULT_MAX_STEPS
     assert dream_step_limit(None, lambda: 1 / 0) == DEFAULT_MAX_STEPS
-
-
-def test_first_observations_are_drawn_by_the_seed():
-    replay = SimpleNamespace(first_observations=lambda: np.arange(12.0).reshape(6, 2))
-    one, again, other = (draw_first_observations(replay, 20, seed) for seed in (1, 1, 2))
-    assert one.shape == (20, 2) and {tuple(row) for row in one} <= {(2.0 * i, 2.0 * i + 1) for i in range(6)}
-    assert (one == again).all() and (one != other).any()
-    assert draw_first_observations(SimpleNamespace(first_observations=lambda: np.empty(0)), 3, 0).size == 0
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -305,3 +305,12 @@ def test_a_chunk_after_a_gap_becomes_a_sequence_of_its_own():
     assert mask.any()
     steps = np.diff(observations, axis=1)
     assert set(np.unique(steps[observations[:, 1:] > 0])) <= {1.0}, "a sequence spans the gap"
+
+
+def test_first_observations_are_drawn_by_the_seed():
+    replay = filled()
+    one, again, other = (replay.draw_first_observations(20, seed) for seed in (1, 1, 2))
+    first = {tuple(observation) for observation in replay.first_observations()}
+    assert one.shape == (20, 2) and {tuple(row) for row in one} <= first
+    assert (one == again).all() and (one != other).any()
+    assert SequenceReplay(10, 0).draw_first_observations(3, 0).size == 0

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 import torch
-from ray.actor import ActorHandle
 
 from wm_rllib.imagination import check_dream_settings, seeded, start_states
 from wm_rllib.models.imagining import draw_step_noise, imagined_step
-from wm_rllib.replay import ReplayService, SequenceReplay
 
 if TYPE_CHECKING:
     from wm_rllib.policy import WorldModelPolicy
@@ -88,27 +85,6 @@ def evaluate_in_dream(
                 break
             z, state = step.z, step.state
     return DreamScore(returns.tolist(), lengths.tolist(), int(playing.sum()))
-
-
-def draw_first_observations(replay: SequenceReplay, count: int, seed: int | None) -> np.ndarray:
-    """First observations [count, *O] of stored episodes, drawn with replacement; [0] if none has its beginning."""
-    first = replay.first_observations()
-    return first[np.random.default_rng(seed).integers(len(first), size=count)] if len(first) else first
-
-
-def first_observations_of(service: Any, count: int, seed: int | None) -> np.ndarray:
-    """What `draw_first_observations` draws from a replay service, an actor's handle or the service itself.
-
-    It is drawn where the replay is: the driver gets `count` observations, and not those of all episodes.
-    """
-    if isinstance(service, ActorHandle):
-        observations: np.ndarray = ray.get(service.__ray_call__.remote(_draw_from, count, seed))
-        return observations
-    return _draw_from(service, count, seed)
-
-
-def _draw_from(service: ReplayService, count: int, seed: int | None) -> np.ndarray:
-    return draw_first_observations(service._replay, count, seed)
 
 
 def dream_step_limit(configured: int | None, make_env: Callable[[], Any]) -> int:

@@ -11,7 +11,8 @@ from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_context import EnvContext
 
-from wm_rllib.dream_evaluation import DreamScore, dream_step_limit, evaluate_in_dream, first_observations_of
+from wm_rllib.calling import call
+from wm_rllib.dream_evaluation import DreamScore, dream_step_limit, evaluate_in_dream
 from wm_rllib.dreamer import DreamerSpec
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
@@ -101,7 +102,8 @@ class EvaluatedPPO(PPO):
             What came of it; None if no stored episode has its beginning any more.
         """
         seed = self._stages.seed("dream_evaluation")
-        first = first_observations_of(self._replay.service, num_episodes or self.config.evaluation_duration, seed)
+        count = num_episodes or self.config.evaluation_duration
+        first = call(self._replay.service, "first_observations", count, seed)
         if not len(first):
             return None
         with torch.random.fork_rng(devices=[]):  # new networks draw weights, though theirs are overwritten

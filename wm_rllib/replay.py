@@ -190,6 +190,14 @@ class SequenceReplay(EpisodeReplayBuffer):
             return np.empty(0)
         return self.frames.get(np.array(first)) if self.holds_frames else np.stack(first)
 
+    def draw_first_observations(self, count: int, seed: int | None) -> np.ndarray:
+        """First observations [count, *O] of stored episodes, drawn with replacement; [0] if none has its beginning."""
+        whole = [episode.observations.data[0] for episode in self.episodes if not episode.t_started]
+        if not whole:
+            return np.empty(0)
+        chosen = [whole[i] for i in np.random.default_rng(seed).integers(len(whole), size=count)]
+        return self.frames.get(np.array(chosen)) if self.holds_frames else np.stack(chosen)
+
     def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays | None:
         """Windows that start at steps of the newest `add`, drawn evenly, with the steps before them.
 

@@ -108,6 +108,10 @@ class ReplayService:
         """Reference to the arrays of `SequenceReplay.sample_starts`."""
         return ray.put(self._replay.sample_starts(num_starts, burn_in))
 
+    def first_observations(self, count: int, seed: int | None) -> np.ndarray:
+        """See `SequenceReplay.draw_first_observations`: so many, and not those of all episodes, for the driver."""
+        return self._replay.draw_first_observations(count, seed)
+
     def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> ray.ObjectRef | None:
         """Reference to the arrays of `SequenceReplay.newest_windows`, or None."""
         arrays = self._replay.newest_windows(num_windows, burn_in, horizon)

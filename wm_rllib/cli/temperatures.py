@@ -103,7 +103,7 @@ def _train(run_plan: RunPlan, signals: StopSignals, *, local: bool, tensorboard:
 
 def _measure(plan: TemperaturePlan, temperature: float) -> TemperatureScore:
     """Scores a temperature's controller in the dream at that temperature, and in reality."""
-    from wm_rllib.dream_evaluation import draw_first_observations, evaluate_in_dream
+    from wm_rllib.dream_evaluation import evaluate_in_dream
     from wm_rllib.dream_starts import read_replay
     from wm_rllib.policy import load_policy
 
@@ -111,7 +111,7 @@ def _measure(plan: TemperaturePlan, temperature: float) -> TemperatureScore:
     policy = load_policy(checkpoint)
     dream = evaluate_in_dream(
         policy,
-        draw_first_observations(read_replay(checkpoint), plan.num_episodes, seed),
+        read_replay(checkpoint).draw_first_observations(plan.num_episodes, seed),
         temperature=temperature,
         max_steps=_dream_limit(plan),
         seed=seed,
