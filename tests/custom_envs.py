@@ -59,7 +59,7 @@ class Gallery(gym.Env):
     observation_space = gym.spaces.Box(0, 255, (12, 8, 3), np.uint8)
     action_space = gym.spaces.Discrete(2)
 
-    def __init__(self, rewards=(1.0,) * 12, end="terminated"):
+    def __init__(self, config=None, *, rewards=(1.0,) * 12, end="terminated"):
         self.rewards, self.end = rewards, end
 
     def reset(self, *, seed=None, options=None):

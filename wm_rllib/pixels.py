@@ -12,7 +12,7 @@ Nothing here imports Ray.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -30,6 +30,15 @@ LUMA = np.array([299, 587, 114], np.int32)
 
 class PixelError(ValueError):
     """Pixel settings that are wrong, or do not fit the environment; the message is meant for the user."""
+
+
+def _are_whole(values: Any, count: int, least: int) -> bool:
+    try:
+        numbers = list(values)
+    except TypeError:
+        return False
+    whole = all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in numbers)
+    return len(numbers) == count and whole and all(number >= least for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,9 @@ class PixelSettings:
     """
 
     key: str | None = None
-    crop: tuple[int, int, int, int] | None = None
+    crop: Sequence[int] | None = None
     grayscale: bool = False
-    size: tuple[int, int] | None = None
+    size: Sequence[int] | None = None
     frame_skip: int = 1
 
     def __post_init__(self) -> None:
@@ -87,13 +96,7 @@ class PixelSettings:
         return cls(**{name: values[path] for path, name in paths.items() if path in values})
 
 
-def _are_whole(values: Any, count: int, least: int) -> bool:
-    try:
-        numbers = list(values)
-    except TypeError:
-        return False
-    whole = all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in numbers)
-    return len(numbers) == count and whole and all(number >= least for number in numbers)
+AS_IT_IS = PixelSettings()
 
 
 def preprocess(env: AnyEnv, settings: PixelSettings) -> AnyEnv:
@@ -110,6 +113,13 @@ def preprocess(env: AnyEnv, settings: PixelSettings) -> AnyEnv:
     Raises:
         PixelError: The settings do not fit the environment's observations.
     """
+    if settings.is_neutral:
+        return env
+    if not isinstance(env, gym.Env):
+        raise PixelError(
+            f"env.frame_skip and {SECTION} are for Gymnasium environments, but this is a {type(env).__name__}. Fix: "
+            "remove them, or another environment."
+        )
     if settings.frame_skip > 1:
         env = FrameSkip(env, settings.frame_skip)
     return ImageObservation(env, settings) if settings.has_images else env
@@ -179,7 +189,7 @@ class ImageObservation(gym.ObservationWrapper[np.ndarray, Any, Any]):
             )
         self._to_gray = settings.grayscale and channels == 3
         cropped = height - top - bottom, width - left - right
-        size = settings.size or cropped
+        size = cropped if settings.size is None else (settings.size[0], settings.size[1])
         self._shrink = AreaAverage(cropped, size) if size != cropped else None
         self.observation_space = Box(0, 255, (*size, 1 if self._to_gray else channels), np.uint8)
 

@@ -25,6 +25,11 @@ FLAGS: dict[str, str] = {
 FIXED_BY_CHECKPOINT = frozenset(
     {
         "env.id",
+        "env.frame_skip",
+        "env.pixels.key",
+        "env.pixels.crop",
+        "env.pixels.grayscale",
+        "env.pixels.size",
         "world_model.vae.class",
         "world_model.vae.latent_dim",
         "world_model.vae.hidden_dims",
