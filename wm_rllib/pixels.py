@@ -24,6 +24,8 @@ from gymnasium.spaces import Box, Dict
 AnyEnv = gym.Env[Any, Any]
 
 SECTION = "env.pixels"
+PATHS = {**{f"{SECTION}.{name}": name for name in ("key", "crop", "grayscale", "size")}, "env.frame_skip": "frame_skip"}
+"""From a setting's path in YAML to its attribute of `PixelSettings`."""
 LUMA = np.array([299, 587, 114], np.int32)
 """Thousandths of red, green and blue in grey: ITU-R BT.601."""
 
@@ -91,9 +93,11 @@ class PixelSettings:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> PixelSettings:
         """Return what settings by dotted YAML path say; those that are not given do nothing."""
-        paths = {f"{SECTION}.{name}": name for name in ("key", "crop", "grayscale", "size")}
-        paths["env.frame_skip"] = "frame_skip"
-        return cls(**{name: values[path] for path, name in paths.items() if path in values})
+        return cls(**{name: values[path] for path, name in PATHS.items() if path in values})
+
+    def to_values(self) -> dict[str, Any]:
+        """Return the values by dotted YAML path; the inverse of `from_values`."""
+        return {path: getattr(self, name) for path, name in PATHS.items()}
 
 
 AS_IT_IS = PixelSettings()

@@ -61,6 +61,7 @@ def make_config(job: Job, values: Mapping[str, Any]) -> Any:
     config = WorldModelPPOConfig()
     apply_to_config(config, values)
     config.env, config.env_config, config.seed = job.env_id, dict(job.env_config), job.seed
+    apply_to_config(config, job.pixels.to_values())
     config.evaluation_interval_steps = None
     config.log_level = "ERROR"
     register_env(job.env_id)
@@ -72,7 +73,7 @@ def make_config(job: Job, values: Mapping[str, Any]) -> Any:
 
 
 def _check(job: Job, values: Mapping[str, Any]) -> None:
-    spaces = env_spaces(job.env_id, job.env_config)
+    spaces = env_spaces(job.env_id, job.env_config, job.pixels)
     try:
         check_spaces(*spaces, vectors_only=values.get("world_model.vae.class") is None)
     except ValueError as error:
