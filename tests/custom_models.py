@@ -26,3 +26,7 @@ class CustomMDNRNN(MDNRNN):
 
 class NotAVAE(nn.Module):
     """No subclass of VariationalAutoencoder."""
+
+
+class ImageVAE(VariationalAutoencoder):
+    """The default networks on images, pixel by pixel: for images of a few pixels."""

@@ -31,6 +31,7 @@ from wm_rllib.benchmark.store import Result, Store, slug
 from wm_rllib.benchmark.suite import Wishes, make_jobs
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
+from wm_rllib.pixels import PixelSettings
 from wm_rllib.settings import SettingError
 
 RULE = Measure(interval=100, episodes=3, confirm_episodes=7, threshold=25.0, max_steps=500, budgets=(200, 400))
@@ -98,6 +99,13 @@ class TestMeasure:
         points = []
         measure(Learner(None, {}), replace(a_job(max_steps=110), env_config={"offset": 5.0}), points.append)
         assert points[0].mean == pytest.approx(16.0)
+
+    def test_pixel_settings_reach_the_evaluation(self):
+        points = []
+        job = replace(a_job(max_steps=110), env_id="custom_envs:Cinema", pixels=PixelSettings("screen", frame_skip=5))
+        measure(Learner(None, {}), job, points.append)  # its images have a channel axis, and twelve frames pay 1 each
+        assert points[0].mean == 12.0
+        assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
 
     def test_seconds_leave_evaluation_out(self):
         _, points = self.measured(threshold=None, max_steps=310)
@@ -251,6 +259,7 @@ class TestContenders:
             ("wm@ppo.gamma=2", "ppo.gamma is 2, but must be a number from 0 to 1. Fix"),
             ("wm@seed=3", "seed is set by the benchmark"),
             ("wm@stop.return=3", "stop.return is set by the benchmark"),
+            ("wm@env.frame_skip=4", "env.frame_skip is set by the benchmark"),
             ("no_such_module:X", "cannot be imported"),
             ("json:dumps", "must be a wm_rllib.benchmark.trainer.Contender"),
         ],
@@ -290,6 +299,18 @@ class TestSuite:
         jobs = make_jobs(str(path), self.wishes(seeds=[7], measure={"max_steps": 20}))
         assert [(job.seed, job.measure.max_steps) for job in jobs] == [(7, 20)]
 
+    def test_pixel_settings(self, tmp_path):
+        path = tmp_path / "a.yaml"
+        path.write_text(
+            "environments:\n  custom_envs:Cinema: {pixels: {key: screen, size: [4, 4]}, frame_skip: 3}\n"
+            "contenders: [random]\n"
+        )
+        (job,) = make_jobs(str(path), self.wishes())
+        assert job.pixels == PixelSettings(key="screen", size=(4, 4), frame_skip=3)
+        old = job.to_dict()
+        del old["pixels"]
+        assert Job.from_dict(old).pixels.is_neutral
+
     def test_gymnasiums_threshold_is_the_default(self):
         jobs = make_jobs(None, self.wishes(envs=["CartPole-v1"], contenders=["fake_contenders:LEARNER"]))
         assert [(job.suite, job.seed, job.measure.threshold) for job in jobs] == [("adhoc", 0, 475.0)]
@@ -304,6 +325,16 @@ class TestSuite:
             ("environments: {CartPole-v1: {}}\ncontenders: wm", "contenders is 'wm'"),
             ("environments: {CartPole-v1: {}}\ncontenders: [wm]\nseeds: [-1]", "seeds is [-1]"),
             ("environments: {CartPole-v1: {}}\ncontenders: [wm]\nlimits: {wm: {interval: 1}}", "unknown key interval"),
+            (
+                "environments: {CartPole-v1: {pixels: {size: 64}}}\ncontenders: [wm]",
+                "environments.CartPole-v1.pixels.size is 64",
+            ),
+            (
+                "environments: {CartPole-v1: {frame_skip: 0}}\ncontenders: [wm]",
+                "environments.CartPole-v1.frame_skip is 0",
+            ),
+            ("environments: {CartPole-v1: {pixels: {sise: [1, 1]}}}\ncontenders: [wm]", "did you mean size?"),
+            ("environments: {CartPole-v1: {pixels: {size: [1, 1]}}}\ncontenders: [random]", "env.pixels needs images"),
             ("seeds: [1]", "no environment"),
         ],
     )

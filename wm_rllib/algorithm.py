@@ -17,6 +17,7 @@ from wm_rllib import placement
 from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.dreamer import Dreamer, DreamerSpec
 from wm_rllib.dreamer_pool import DreamerPool
+from wm_rllib.env_creation import EnvCreator, env_creator
 from wm_rllib.environment_check import check_environment
 from wm_rllib.evaluated_ppo import EvaluatedPPO
 from wm_rllib.gauges import Gauges
@@ -63,6 +64,10 @@ class WorldModelPPO(EvaluatedPPO):
         return placement.add_own_bundles(request, cls.get_default_config().update_from_dict(config))
 
     # --- set-up ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _get_env_id_and_creator(env_specifier: Any, config: Any) -> tuple[Any, EnvCreator]:
+        return EvaluatedPPO._get_env_id_and_creator(env_specifier, config)[0], env_creator(env_specifier, config)
 
     def setup(self, config: WorldModelPPOConfig) -> None:
         """Builds RLlib's parts, then the parameter server, the replay and the dreamers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -25,12 +26,13 @@ from wm_rllib.mixing import Ratio, may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
+from wm_rllib.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.policy_module import WorldModelPPOModule
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.settings import check_attrs
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
 from wm_rllib.transfer import MDN_RNN, PARTS
-from wm_rllib.world_model_module import WORLD_MODEL_CONFIG, WorldModelRLModule
+from wm_rllib.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
 
 
 class WorldModelPPOConfig(PPOConfig):
@@ -44,10 +46,18 @@ class WorldModelPPOConfig(PPOConfig):
     def __init__(self, algo_class: type | None = None):
         from wm_rllib.algorithm import WorldModelPPO  # the algorithm imports this module
 
+        self._set_pixel_defaults()
         self._set_world_model_defaults()
         self._set_dreamer_defaults()
         super().__init__(algo_class=algo_class or WorldModelPPO)
         self._set_rllib_defaults()
+
+    def _set_pixel_defaults(self) -> None:
+        self.pixels_key = AS_IT_IS.key
+        self.pixels_crop: Sequence[int] | None = AS_IT_IS.crop
+        self.pixels_grayscale = AS_IT_IS.grayscale
+        self.pixels_size: Sequence[int] | None = AS_IT_IS.size
+        self.frame_skip = AS_IT_IS.frame_skip
 
     def _set_world_model_defaults(self) -> None:
         self.controller_inputs = "zh"
@@ -161,6 +171,43 @@ class WorldModelPPOConfig(PPOConfig):
         )
 
     # --- sections ----------------------------------------------------------------------------------------------------
+
+    def environment(
+        self,
+        env: Any = NotProvided,
+        *,
+        pixels_key: str | None = NotProvided,
+        pixels_crop: Sequence[int] | None = NotProvided,
+        pixels_grayscale: bool = NotProvided,
+        pixels_size: Sequence[int] | None = NotProvided,
+        frame_skip: int = NotProvided,
+        **kwargs: Any,
+    ) -> WorldModelPPOConfig:
+        """RLlib's section, and what is done to the environment before V sees it, wherever it is made.
+
+        The agent needs the same done in any other environment: `preprocess(env, policy.pixels)` of `wm_rllib.pixels`.
+
+        Args:
+            env: See RLlib's `AlgorithmConfig.environment`; also an import path "package.module:EnvClass".
+            pixels_key: Which image of a Dict observation to take, as ViZDoom's "screen"; None where observations are
+                images.
+            pixels_crop: Pixels to cut off the images, [top, bottom, left, right].
+            pixels_grayscale: Whether to turn colours into one grey channel.
+            pixels_size: [height, width] of the image that V sees, by area averaging; None to keep it.
+            frame_skip: Steps of the environment for each action; rewards are summed, and an end stops it. A real step
+                is then one action. For environments without such a setting of their own in `env_config`.
+            **kwargs: See RLlib's `AlgorithmConfig.environment`.
+        """
+        super().environment(env, **kwargs)
+        return self._update(
+            {
+                "pixels_key": pixels_key,
+                "pixels_crop": pixels_crop,
+                "pixels_grayscale": pixels_grayscale,
+                "pixels_size": pixels_size,
+                "frame_skip": frame_skip,
+            }
+        )
 
     def world_model(
         self,
@@ -393,6 +440,13 @@ class WorldModelPPOConfig(PPOConfig):
             self.learners(num_gpus_per_learner=1)
 
     @property
+    def pixel_settings(self) -> PixelSettings:
+        """What is done to the environment before V sees it."""
+        return PixelSettings(
+            self.pixels_key, self.pixels_crop, self.pixels_grayscale, self.pixels_size, self.frame_skip
+        )
+
+    @property
     def num_dreamers_to_place(self) -> int:
         """Dreamer actors that will exist: none when the ratio never asks for imagined rows."""
         return self.num_dreamers if may_dream(self.imagination_ratio) else 0
@@ -499,7 +553,10 @@ class WorldModelPPOConfig(PPOConfig):
                         module_class=WorldModelRLModule,
                         observation_space=features.input_observation_space,
                         action_space=features.input_action_space,
-                        model_config={WORLD_MODEL_CONFIG: features.world_model.config},
+                        model_config={
+                            WORLD_MODEL_CONFIG: features.world_model.config,
+                            PIXEL_SETTINGS: self.pixel_settings,
+                        },
                         learner_only=True,
                     )
                 }

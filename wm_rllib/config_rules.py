@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from wm_rllib.environment_check import NO_MULTI_AGENT
+import gymnasium as gym
+
+from wm_rllib.environment_check import NO_MULTI_AGENT, ONE_BY_ONE
 from wm_rllib.mixing import AUTO, may_dream
 
 _ONLINE = "online_collection = False (data_collection.online in YAML)"
@@ -28,6 +30,12 @@ def _broken(config: Any) -> Iterator[str]:
         )
     if not config.policy_hidden_dims:
         yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
+    mode = gym.VectorizeMode(config.gym_env_vectorize_mode)
+    if mode not in ONE_BY_ONE and not config.pixel_settings.is_neutral:
+        yield (
+            f"env.pixels and env.frame_skip wrap each environment, but gym_env_vectorize_mode = {mode.value!r} makes a "
+            'vector at once. Fix: gym_env_vectorize_mode "sync", or wrap the vector yourself.'
+        )
     if config.transfer_frozen and config.transfer_from is None:
         yield (
             "transfer_frozen = True keeps what comes from another run, but transfer_from = None names none. Fix: "

@@ -15,6 +15,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.minibatch_utils import ShardEpisodesIterator
 
 from wm_rllib.connectors import FeatureConnector
+from wm_rllib.env_creation import env_for_runners
 from wm_rllib.evaluation import EvaluationResult, evaluate_in
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
@@ -88,6 +89,15 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             shorten(self._env_to_module, self._module_to_env)
         # RLlib puts the module into eval mode for every step, and back into the mode that it was in.
         self.module.eval()
+
+    def make_env(self) -> None:
+        """RLlib's, with environments that are ready for V."""
+        given = self.config.env
+        self.config.env = env_for_runners(given, self.config)
+        try:
+            super().make_env()
+        finally:
+            self.config.env = given
 
     @property
     def features(self) -> FeatureConnector:

@@ -6,11 +6,17 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
+from wm_rllib.pixels import PixelError
+
 logger = logging.getLogger(__name__)
+
+ONE_BY_ONE = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
+"""How vectors are made whose environments are also made alone; others need not be able to."""
 
 NO_MULTI_AGENT = "multi-agent environments are not supported: WorldModelPPO has one policy and one world model."
 
@@ -18,18 +24,23 @@ NO_MULTI_AGENT = "multi-agent environments are not supported: WorldModelPPO has 
 def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> None:
     """Makes the environment once, and raises unless this algorithm can learn it.
 
-    One that this process cannot make (a head node may lack its packages) is left to the env runners.
+    One that this process cannot make (a head node may lack its packages) is left to remote env runners.
 
     Args:
         config: A `WorldModelPPOConfig`.
         make_env: RLlib's creator of the environment.
 
     Raises:
-        ValueError: It has several agents, or spaces that are not supported.
+        ValueError: It has several agents, or spaces that are not supported, or pixel settings do not fit it.
+        Exception: Whatever making it raised, where the only env runner is in this process.
     """
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
+    except PixelError:
+        raise
     except Exception as error:
+        if not config.num_env_runners and gym.VectorizeMode(config.gym_env_vectorize_mode) in ONE_BY_ONE:
+            raise
         logger.info("the environment was not checked, since it cannot be made here: %s", error)
         return
     try:

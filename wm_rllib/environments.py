@@ -1,15 +1,22 @@
-"""Environments by name: a Gymnasium id, or the import path `package.module:EnvClass`. Nothing here imports Ray."""
+"""Environments by name: a Gymnasium id, or the import path `package.module:EnvClass`. Nothing here imports Ray.
+
+What an id stands for is made ready for V here (`pixels.py`), wherever it is to be played.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 
+from wm_rllib.extras import extra_of
+from wm_rllib.pixels import AS_IT_IS, PixelError, PixelSettings, preprocess
 from wm_rllib.settings import SettingError
+from wm_rllib.vizdoom_engine import engine_settings
 
 AnyEnv = gym.Env[Any, Any]
 
@@ -43,33 +50,62 @@ def find_env(env_id: str) -> Callable[..., AnyEnv]:
     """Return what makes the environment from its keyword arguments.
 
     Raises:
-        SettingError: If there is no such environment; suggests near ones.
+        SettingError: If there is no such environment (suggests near ones), or an extra that it needs is not installed.
     """
+    extra = extra_of(env_id)
+    if extra is not None:
+        extra.require(env_id)
     env_class = _class_at(env_id)
     if env_class is not None:
         return env_class
     name = env_id.rpartition(":")[2]  # importing `package:EnvId-v0` has registered EnvId-v0
     try:
-        gym.spec(name)
+        spec = gym.spec(name)
     except gym.error.Error as error:
         raise _unknown(env_id, str(error).rstrip(".").split(".")[0]) from None
+    if str(spec.entry_point).startswith("vizdoom."):
+        return lambda **kwargs: gym.make(name, **engine_settings(kwargs))
     return lambda **kwargs: gym.make(name, **kwargs)
 
 
-def make_env(env_id: str, env_config: Mapping[str, Any] | None = None) -> AnyEnv:
+def gymnasium_makes(env_id: str) -> bool:
+    """Whether `gymnasium.make` does for this id what `make_env` does, in any process."""
+    extra = extra_of(env_id)
+    return env_id in gym.registry and (extra is None or extra.registers is None)
+
+
+def make_env(env_id: str, env_config: Mapping[str, Any] | None = None, pixels: PixelSettings = AS_IT_IS) -> AnyEnv:
     """Return a new environment.
 
     Args:
         env_id: Gymnasium id, or import path of the class.
         env_config: Keyword arguments of the environment.
+        pixels: How to make it ready for V.
 
     Raises:
-        SettingError: If it does not exist, lacks a dependency or does not take these arguments.
+        SettingError: If it does not exist, lacks a dependency, does not take these arguments, or has no images to which
+            the pixel settings could be applied.
     """
+    env = _make_raw(env_id, env_config)
+    try:
+        return preprocess(env, pixels)
+    except PixelError as error:
+        _close(env)
+        raise SettingError(f"environment {env_id!r}: {error}") from None
+
+
+def vector_maker(env_id: str, pixels: PixelSettings = AS_IT_IS) -> str | Callable[..., AnyEnv]:
+    """Return what `wm_rllib.evaluation.make_vector_env` takes for this environment."""
+    if gymnasium_makes(env_id) and pixels.is_neutral:
+        return env_id
+    return partial(make_env, env_id, pixels=pixels)
+
+
+def _make_raw(env_id: str, env_config: Mapping[str, Any] | None) -> AnyEnv:
     make = find_env(env_id)
     try:
         return make(**(env_config or {}))
-    except gym.error.Error as error:  # a missing dependency, most often
+    except (gym.error.Error, ImportError) as error:  # a missing dependency, most often
         raise SettingError(f"environment {env_id!r} cannot be made: {error}") from None
     except TypeError as error:
         raise SettingError(
@@ -78,14 +114,21 @@ def make_env(env_id: str, env_config: Mapping[str, Any] | None = None) -> AnyEnv
         ) from None
 
 
-def env_spaces(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[gym.Space[Any], gym.Space[Any]]:
+def env_spaces(
+    env_id: str, env_config: Mapping[str, Any] | None = None, pixels: PixelSettings = AS_IT_IS
+) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """Return the observation space and the action space of an environment, made for that and closed again."""
-    env = make_env(env_id, env_config)
+    env = make_env(env_id, env_config, pixels)
     try:
         return env.observation_space, env.action_space
     except AttributeError as error:
         raise SettingError(f"environment {env_id!r} is no Gymnasium environment: {error}.") from None
     finally:
-        close = getattr(env, "close", None)
-        if close is not None:
-            close()
+        _close(env)
+
+
+def _close(env: Any) -> None:
+    """Closes what should be an environment."""
+    close = getattr(env, "close", None)
+    if close is not None:
+        close()

@@ -133,7 +133,7 @@ class EvaluatedPPO(PPO):
         holder = weights[WORLD_MODEL_MODULE_ID]
         prefix = "world_model."
         world_model.load_state_dict({name.removeprefix(prefix): torch.as_tensor(holder[name]) for name in holder})
-        return WorldModelPolicy(world_model, module, self.config.gamma)
+        return WorldModelPolicy(world_model, module, self.config.gamma, self.config.pixel_settings)
 
     def imagine_rollout(self, start_obs: Any, horizon: int | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Imagines what the agent would do and meet from some observations on.

@@ -22,9 +22,11 @@ from wm_rllib.models.imagining import Imagined, imagine
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.pipelines import actions_for_env
+from wm_rllib.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.planner_settings import search_config
 from wm_rllib.planning import Plan, PlanningPolicy, PlanningState
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.world_model_module import PIXEL_SETTINGS
 
 UNRECORDED_DISCOUNT = 0.99
 """The default gamma, for checkpoints from before it was written into them."""
@@ -39,17 +41,26 @@ class WorldModelPolicy:
         world_model: V and M, in eval mode.
         module: The PPO RLModule, acting on features.
         discount: gamma, which its critic was trained with.
+        pixels: What was done to its environment.
 
     Attributes:
         world_model: As given.
         module: As given; one that was loaded from a checkpoint has its critic.
         action_space: The environment's.
         discount: As given.
+        pixels: As given. An environment of your own has to be treated alike: `wm_rllib.pixels.preprocess(env, pixels)`.
     """
 
-    def __init__(self, world_model: WorldModel, module: Any, discount: float = UNRECORDED_DISCOUNT):
+    def __init__(
+        self,
+        world_model: WorldModel,
+        module: Any,
+        discount: float = UNRECORDED_DISCOUNT,
+        pixels: PixelSettings = AS_IT_IS,
+    ):
         self.world_model = world_model
         self.discount = discount
+        self.pixels = pixels
         self.action_space = world_model.config.action_space
         self.module = module
         self._state = self.initial_state(1)
@@ -236,7 +247,9 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
     """
     module = RLModule.from_checkpoint(_module_folder(checkpoint, DEFAULT_MODULE_ID))
     discount = module.model_config.get("gamma", UNRECORDED_DISCOUNT)
-    return WorldModelPolicy(load_world_model(checkpoint).world_model.eval(), module, discount)
+    loaded = load_world_model(checkpoint)
+    pixels = loaded.model_config.get(PIXEL_SETTINGS, AS_IT_IS)
+    return WorldModelPolicy(loaded.world_model.eval(), module, discount, pixels)
 
 
 def load_world_model(checkpoint: str | Path) -> Any:

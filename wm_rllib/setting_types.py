@@ -116,6 +116,13 @@ def number_range(least: float | None = None, most: float | None = None) -> Any:
     return _described(pair, f"two numbers [low, high] with low below high{limits}", AfterValidator(check))
 
 
+def whole_numbers(low: int, *names: str) -> Any:
+    """Return the type of a list of whole numbers of at least `low`, one for each name, or null."""
+    number = Annotated[int, Field(strict=True, ge=low)]
+    several = Annotated[list[number], Field(min_length=len(names), max_length=len(names))]
+    return _or_null(several, f"whole numbers of at least {low}, [{', '.join(names)}]", optional=True)
+
+
 def layer_sizes() -> Any:
     """Return the type of a list of hidden layer sizes; the empty list is a linear map."""
     size = Annotated[int, Field(strict=True, ge=1)]

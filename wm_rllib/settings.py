@@ -32,6 +32,7 @@ from wm_rllib.setting_types import (
     rule_of,
     text,
     whole,
+    whole_numbers,
 )
 
 MAX_AUTO_RATIO = 0.999
@@ -83,6 +84,24 @@ SETTINGS: tuple[Setting, ...] = (
         "env.",
         ("id", "env", text(), 'Gymnasium id, or "package.module:EnvClass".'),
         ("config", "env_config", mapping(), "Keyword arguments of the environment."),
+        ("frame_skip", "frame_skip", whole(1), "Steps of the environment for each action, rewards summed."),
+    ),
+    *_section(
+        "env.pixels.",
+        ("key", "pixels_key", text(optional=True), 'Image of a Dict observation to take, e.g. "screen".'),
+        (
+            "crop",
+            "pixels_crop",
+            whole_numbers(0, "top", "bottom", "left", "right"),
+            "Pixels to cut off the image's sides; null: none.",
+        ),
+        ("grayscale", "pixels_grayscale", boolean(), "Turn colours into one grey channel."),
+        (
+            "size",
+            "pixels_size",
+            whole_numbers(1, "height", "width"),
+            "Size of the image that V sees, by area averaging; null: as it is.",
+        ),
     ),
     *_section(
         "env_runners.",

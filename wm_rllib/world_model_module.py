@@ -17,7 +17,8 @@ from wm_rllib.replay import LATENTS, MASK
 
 WORLD_MODEL_CONFIG = "world_model_config"
 """Key of the module's `model_config` that holds its `WorldModelConfig`."""
-
+PIXEL_SETTINGS = "pixel_settings"
+"""Key with the `PixelSettings` of its environment: no layer needs them, but whoever plays with the checkpoint does."""
 
 LOSS = "loss"
 

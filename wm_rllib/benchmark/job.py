@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from wm_rllib.pixels import AS_IT_IS, PixelSettings
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -36,7 +38,17 @@ class Measure:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a benchmark."""
+    """One run of a benchmark.
+
+    Attributes:
+        suite: Name of the folder under benchmarks/results/.
+        env_id: The environment.
+        contender: Who learns.
+        seed: Of everything random.
+        measure: How it is measured.
+        env_config: Keyword arguments of the environment.
+        pixels: What is done to it, the same for all contenders.
+    """
 
     suite: str
     env_id: str
@@ -44,6 +56,7 @@ class Job:
     seed: int
     measure: Measure
     env_config: Mapping[str, Any] = field(default_factory=dict)
+    pixels: PixelSettings = AS_IT_IS
 
     def __str__(self) -> str:
         """Return the run as a line names it."""
@@ -59,7 +72,8 @@ class Job:
     def from_dict(cls, tree: Mapping[str, Any]) -> Job:
         """Return the job of a JSON tree."""
         measure = {**tree["measure"], "budgets": tuple(tree["measure"]["budgets"])}
-        return cls(**{**tree, "measure": Measure(**measure)})
+        pixels = PixelSettings(**tree.get("pixels", {}))  # results from before have none
+        return cls(**{**tree, "measure": Measure(**measure), "pixels": pixels})
 
     def measured_like(self, other: Job) -> bool:
         """Whether the two would give the same result: what only the report reads may differ."""

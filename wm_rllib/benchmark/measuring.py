@@ -14,7 +14,7 @@ import torch
 
 from wm_rllib.benchmark.job import Job, Measure
 from wm_rllib.benchmark.trainer import Trainer
-from wm_rllib.environments import make_env
+from wm_rllib.environments import vector_maker
 from wm_rllib.evaluation import MAX_LANES, VectorEnv, evaluate_in, make_vector_env
 from wm_rllib.seeding import stage_seed
 
@@ -91,7 +91,7 @@ class _Evaluator:
 
     def __init__(self, job: Job):
         self._job = job
-        env = partial(make_env, job.env_id) if ":" in job.env_id else job.env_id
+        env = vector_maker(job.env_id, job.pixels)
         self._env: VectorEnv = make_vector_env(env, min(job.measure.episodes, MAX_LANES), dict(job.env_config))
         self._seconds = 0.0
 

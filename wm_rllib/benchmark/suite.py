@@ -13,8 +13,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from wm_rllib.benchmark.contenders import find_contender
 from wm_rllib.benchmark.job import Job, Measure
 from wm_rllib.environments import find_env
+from wm_rllib.pixels import PATHS, SECTION, PixelSettings
 from wm_rllib.setting_types import boolean, mapping, number, rule_of, text, whole
-from wm_rllib.settings import SettingError
+from wm_rllib.settings import BY_PATH, SettingError, check_value
 from wm_rllib.yaml_files import read_yaml
 
 MEASURE_TYPES: dict[str, Any] = {
@@ -31,6 +32,7 @@ LIMITS = ("max_steps", "time_limit_s", "num_threads", "stop_when_solved")
 """What `limits` may set for a contender; the rest is the measure, which is one for all."""
 
 _TOP = ("suite", "seeds", "contenders", "measure", "environments", "limits")
+PIXEL_KEYS = tuple(path.removeprefix(f"{SECTION}.") for path in PATHS if path.startswith(f"{SECTION}."))
 DEFAULT_SUITE, DEFAULT_SEEDS = "adhoc", [0]
 
 
@@ -93,7 +95,7 @@ def _environments(tree: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
         given = {env_id: given.get(env_id) for env_id in wishes.envs}
     if not given:
         raise SettingError("no environment. Fix: --env ID, or the section environments in the YAML file.")
-    known = (*MEASURE_TYPES, "budgets", "config", "contenders")
+    known = (*MEASURE_TYPES, "budgets", "config", "pixels", "frame_skip", "contenders")
     for env_id in given:
         find_env(env_id)
     return {env_id: _section(section or {}, f"environments.{env_id}", known) for env_id, section in given.items()}
@@ -133,7 +135,17 @@ def _job(tree: Mapping[str, Any], wishes: Wishes, suite: str, env_id: str, spec:
     budgets = section.get("budgets", common.get("budgets", []))
     values["budgets"] = tuple(_value(budgets, _list_of_whole(1), f"environments.{env_id}.budgets")) if budgets else ()
     env_config = _value(section.get("config") or {}, mapping(), f"environments.{env_id}.config")
-    return Job(suite, env_id, spec, seed, Measure(**values), env_config)
+    return Job(suite, env_id, spec, seed, Measure(**values), env_config, _pixels(section, f"environments.{env_id}"))
+
+
+def _pixels(section: Mapping[str, Any], name: str) -> PixelSettings:
+    """Return what a section has done to its environment, as `env.pixels` and `env.frame_skip` of a run's settings."""
+    pixels = _section(section.get("pixels"), f"{name}.pixels", PIXEL_KEYS)
+    given = {f"{SECTION}.{key}": (f"{name}.pixels.{key}", value) for key, value in pixels.items()}
+    if "frame_skip" in section:
+        given["env.frame_skip"] = f"{name}.frame_skip", section["frame_skip"]
+    values = {path: check_value(BY_PATH[path], value, named) for path, (named, value) in given.items()}
+    return PixelSettings.from_values(values)
 
 
 def _threshold(env_id: str) -> float | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.run_folder import BEST, LAST
-from wm_rllib.environments import AnyEnv, env_spaces, make_env
+from wm_rllib.environments import AnyEnv, env_spaces, find_env, make_env, vector_maker
 from wm_rllib.settings import BY_PATH, Setting, check_value
 from wm_rllib.yaml_files import parse_yaml
 
@@ -32,11 +31,11 @@ class Agent:
     @property
     def vector_env(self) -> Any:
         """The environment as `wm_rllib.evaluation.evaluate_policy` takes it."""
-        return partial(make_env, self.env_id) if ":" in self.env_id else self.env_id
+        return vector_maker(self.env_id, self.policy.pixels)
 
     def make_env(self) -> AnyEnv:
         """One environment."""
-        return make_env(self.env_id, self.env_config)
+        return make_env(self.env_id, self.env_config, self.policy.pixels)
 
 
 def flag_value(text: str | None, setting: Setting | str, flag: str) -> Any:
@@ -54,7 +53,7 @@ def load_agent(args: argparse.Namespace) -> Agent:
     checkpoint = checkpoints.resolve(args.checkpoint, (BEST, LAST))
     values = checkpoints.read_settings(checkpoint) if checkpoints.read_meta(checkpoint) else {}
     env_id, env_config = _environment(args, checkpoint, values)
-    observation_space, action_space = env_spaces(env_id, env_config)
+    find_env(env_id)
 
     from wm_rllib.policy import load_policy
 
@@ -62,6 +61,7 @@ def load_agent(args: argparse.Namespace) -> Agent:
         policy = load_policy(checkpoint)
     except (FileNotFoundError, ValueError) as error:
         raise CommandError(str(error)) from None
+    observation_space, action_space = env_spaces(env_id, env_config, policy.pixels)
     shape = policy.world_model.config.vae.observation_shape
     if (shape, policy.action_space) != (observation_space.shape, action_space):
         raise CommandError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.pixels import PATHS as PIXEL_PATHS
 from wm_rllib.settings import BY_PATH, SETTINGS, check_value, find_setting, parse_tree, to_tree
 from wm_rllib.yaml_files import parse_yaml, read_yaml
 
@@ -25,6 +26,7 @@ FLAGS: dict[str, str] = {
 FIXED_BY_CHECKPOINT = frozenset(
     {
         "env.id",
+        *PIXEL_PATHS,
         "world_model.vae.class",
         "world_model.vae.latent_dim",
         "world_model.vae.hidden_dims",

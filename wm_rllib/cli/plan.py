@@ -19,7 +19,8 @@ from wm_rllib.cli.filesystems import is_uri
 from wm_rllib.cli.loop import StopRule
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
 from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
-from wm_rllib.environments import env_spaces, make_env
+from wm_rllib.environments import env_spaces, gymnasium_makes, make_env
+from wm_rllib.pixels import AS_IT_IS, PixelSettings
 
 AUTO = "auto"
 ONLINE = "world_model.data_collection.online"
@@ -179,7 +180,7 @@ def check_env(values: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     from wm_rllib.spaces import check_spaces
 
-    spaces = env_spaces(values["env.id"], values.get("env.config"))
+    spaces = env_spaces(values["env.id"], values.get("env.config"), PixelSettings.from_values(values))
     try:
         check_spaces(*spaces, default_v=values.get("world_model.vae.class") is None)
     except ValueError as error:
@@ -237,9 +238,15 @@ def valid_config(values: Mapping[str, Any], *, verbose: bool, log_level: str | N
     return config
 
 
-def register_env(env_id: str) -> None:
-    """Tell Ray about an import path, which Gymnasium does not know."""
-    if ":" in env_id:
-        from ray.tune.registry import register_env
+def register_env(env_id: str, pixels: PixelSettings = AS_IT_IS) -> None:
+    """Tell Ray how to make an environment that Gymnasium alone would not make like this.
 
-        register_env(env_id, partial(make_env, env_id))
+    Args:
+        env_id: The environment.
+        pixels: For algorithms of others: a `WorldModelPPOConfig` has pixel settings of its own.
+    """
+    if pixels.is_neutral and gymnasium_makes(env_id):
+        return
+    from ray.tune.registry import register_env
+
+    register_env(env_id, partial(make_env, env_id, pixels=pixels))

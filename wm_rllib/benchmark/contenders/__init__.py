@@ -76,7 +76,7 @@ def _parse_settings(spec: str, text: str) -> Mapping[str, Any]:
             raise SettingError(f"contender {spec!r}: {item!r} has no value. Fix: wm@key.path=value,key.path=value.")
         setting = find_setting(path.strip())
         name = f"contender {spec!r}: {setting.path}"
-        if setting.path in ("seed", "env.id") or setting.attr is None:
+        if setting.path == "seed" or setting.path.startswith("env.") or setting.attr is None:
             raise SettingError(f"{name} is set by the benchmark. Fix: remove it; see `benchmark run --help`.")
         values[setting.path] = check_value(setting, parse_yaml(value, name), name)
     return values

@@ -33,7 +33,7 @@ class DreamerV3Trainer:
 
         from wm_rllib.cli.plan import register_env
 
-        register_env(job.env_id)
+        register_env(job.env_id, job.pixels)
         config = (
             DreamerV3Config()
             .environment(job.env_id, env_config=dict(job.env_config))
@@ -99,7 +99,7 @@ class _DreamerPolicy:
 
 
 def _check(job: Job, values: Mapping[str, Any]) -> None:
-    env_spaces(job.env_id, job.env_config)
+    env_spaces(job.env_id, job.env_config, job.pixels)
 
 
 DREAMERV3 = Contender(

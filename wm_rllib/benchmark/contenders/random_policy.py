@@ -40,7 +40,7 @@ class RandomTrainer:
     def __init__(self, job: Job, values: Mapping[str, Any]):
         self.settings: Mapping[str, Any] = {}
         self._interval, self._steps = job.measure.interval, 0
-        self._policy = RandomPolicy(env_spaces(job.env_id, job.env_config)[1], job.seed)
+        self._policy = RandomPolicy(env_spaces(job.env_id, job.env_config, job.pixels)[1], job.seed)
 
     def train(self) -> int:
         """Counts on."""
@@ -56,7 +56,7 @@ class RandomTrainer:
 
 
 def _check(job: Job, values: Mapping[str, Any]) -> None:
-    env_spaces(job.env_id, job.env_config)
+    env_spaces(job.env_id, job.env_config, job.pixels)
 
 
 RANDOM = Contender("random", "actions drawn evenly: the floor", RandomTrainer, _check, needs_ray=False)

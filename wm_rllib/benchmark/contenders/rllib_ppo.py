@@ -70,7 +70,7 @@ def make_config(job: Job, zoo: ZooSettings) -> Any:
 
     from wm_rllib.cli.plan import register_env
 
-    register_env(job.env_id)
+    register_env(job.env_id, job.pixels)
     rate = zoo.learning_rate
     return (
         PPOConfig()
@@ -106,7 +106,7 @@ def _networks(job: Job) -> Any:
     """Stable-Baselines3's: two tanh layers for policy and value each, a log std that does not see the state."""
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-    _, action_space = env_spaces(job.env_id, job.env_config)
+    _, action_space = env_spaces(job.env_id, job.env_config, job.pixels)
     return DefaultModelConfig(
         fcnet_hiddens=[64, 64],
         fcnet_activation="tanh",
@@ -187,7 +187,7 @@ def _shown(config: Any) -> dict[str, Any]:
 
 
 def _check(job: Job, values: Mapping[str, Any]) -> None:
-    env_spaces(job.env_id, job.env_config)
+    env_spaces(job.env_id, job.env_config, job.pixels)
 
 
 RLLIB_PPO = Contender(

@@ -33,7 +33,9 @@ class SB3Trainer:
         zoo = zoo_settings(job.env_id)
         self.settings: Mapping[str, Any] = {"zoo": asdict(zoo), "vf_coef": VF_COEF, "max_grad_norm": MAX_GRAD_NORM}
         self._rollout = zoo.n_envs * zoo.n_steps
-        self._envs: Any = make_vec_env(partial(make_env, job.env_id, job.env_config), zoo.n_envs, seed=job.seed)
+        self._envs: Any = make_vec_env(
+            partial(make_env, job.env_id, job.env_config, job.pixels), zoo.n_envs, seed=job.seed
+        )
         if zoo.normalize:
             self._envs = VecNormalize(self._envs, gamma=zoo.gamma)
         self._normalize = self._envs.normalize_obs if zoo.normalize else None
@@ -104,7 +106,7 @@ def _check(job: Job, values: Mapping[str, Any]) -> None:
             "contender 'sb3-ppo' needs stable-baselines3, which is not installed. "
             'Fix: pip install "wm_rllib[benchmark]", or leave the contender out.'
         )
-    env_spaces(job.env_id, job.env_config)
+    env_spaces(job.env_id, job.env_config, job.pixels)
 
 
 SB3_PPO = Contender(

@@ -61,6 +61,7 @@ def make_config(job: Job, values: Mapping[str, Any]) -> Any:
     config = WorldModelPPOConfig()
     apply_to_config(config, values)
     config.env, config.env_config, config.seed = job.env_id, dict(job.env_config), job.seed
+    apply_to_config(config, job.pixels.to_values())
     config.evaluation_interval_steps = None
     config.log_level = "ERROR"
     register_env(job.env_id)
@@ -77,7 +78,7 @@ def _check(job: Job, values: Mapping[str, Any]) -> None:
             f"contender {job.contender!r} takes no real steps after the random phase, but a benchmark counts them. "
             "Fix: world_model.data_collection.online true."
         )
-    spaces = env_spaces(job.env_id, job.env_config)
+    spaces = env_spaces(job.env_id, job.env_config, job.pixels)
     try:
         check_spaces(*spaces, default_v=values.get("world_model.vae.class") is None)
     except ValueError as error:
