@@ -24,7 +24,7 @@ from wm_rllib.cli.temperature_scores import (
     to_json,
     write_json,
 )
-from wm_rllib.environments import make_env
+from wm_rllib.environments import make_env, vector_maker
 from wm_rllib.evaluation import MAX_LANES, EvaluationResult, evaluate_policy
 
 SCORE_FILE, FRESH_FILE, BASELINES_FILE = "score.json", "fresh.json", "baselines.json"
@@ -132,7 +132,7 @@ def _measure(plan: TemperaturePlan, temperature: float) -> TemperatureScore:
 def _dream_limit(plan: TemperaturePlan) -> int:
     from wm_rllib.dream_evaluation import dream_step_limit
 
-    make = partial(make_env, plan.config.env, plan.config.env_config)
+    make = partial(make_env, plan.config.env, plan.config.env_config, plan.config.pixel_settings)
     return dream_step_limit(plan.config.evaluation_max_dream_steps, make)
 
 
@@ -144,8 +144,7 @@ def _play(plan: TemperaturePlan, checkpoint: Path, seed: int) -> EvaluationResul
 
 
 def _env(plan: TemperaturePlan) -> Any:
-    env_id = plan.config.env
-    return partial(make_env, env_id) if ":" in env_id else env_id
+    return vector_maker(plan.config.env, plan.config.pixel_settings)
 
 
 def _choosing_seed(plan: TemperaturePlan) -> int:
