@@ -2,8 +2,8 @@
 
 Public names: `WorldModelPPO`, `WorldModelPPOConfig`, `load_policy` for inference outside of training, the dream as an
 environment, `DreamEnv` and `DreamVectorEnv`. Importing this package registers "WorldModelPPO" with Ray Tune and
-"wm_rllib/Dream-v0" with Gymnasium. Where Ray is not installed there are only `wm_rllib.models` and their speed on a device
-(`wm_rllib.benchmark.speed_gpu`).
+"wm_rllib/Dream-v0" with Gymnasium. Where Ray is not installed there are only `wm_rllib.models` and their
+speed on a device (`wm_rllib.benchmark.speed_gpu`).
 """
 
 import os

@@ -187,7 +187,7 @@ class MDNRNN(nn.Module):
         return self.change_scale.clamp(min=SMALLEST_OUTCOME_UNIT)
 
     def decode_outcome(self, out: Tensor) -> Outcome:
-        """What the outcome head's output [..., 3] stands for, in float32; its last column is the termination's logit."""
+        """What the outcome head's output [..., 3] stands for, float32; its last column is the logit of termination."""
         reward, last_reward, termination_logit = out.float().unbind(-1)  # bfloat16 under autocast
         reward = reward * self.reward_scale + self.reward_mean
         return Outcome(reward, termination_logit, last_reward * self.last_reward_scale)
