@@ -98,13 +98,17 @@ class Cell:
 
 
 def all_cells(device: torch.device) -> list[Cell]:
-    """All cells for a device; what may take long or break comes last: graphs, then compilation, large batches first."""
+    """All cells for a device.
+
+    What may take long or break comes last: graphs, then compilation, of large batches and in bfloat16 first.
+    """
     cells = list(_cells(device))
     order = {EAGER: 0, GRAPH: 1, COMPILED: 2}
 
-    def place(cell: Cell) -> tuple[int, bool]:
-        compiled, largest = cell.setup.mode == COMPILED, cell.setup.batch == cell.row.batches[-1]
-        return order[cell.setup.mode], compiled and not largest
+    def place(cell: Cell) -> tuple[int, bool, bool]:
+        setup, compiled = cell.setup, cell.setup.mode == COMPILED
+        is_small = setup.batch != cell.row.batches[-1]
+        return order[setup.mode], compiled and is_small, compiled and setup.precision != BFLOAT16
 
     return sorted(cells, key=place)  # stable
 

@@ -70,7 +70,7 @@ def captured(work: Callable[[], Any], device: torch.device) -> tuple[Callable[[]
 
     Random numbers go on from launch to launch; weights are read anew, where they were.
     """
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(current)
     with torch.cuda.stream(stream):  # libraries want to be set up before a capture
         for _ in range(3):

@@ -56,9 +56,9 @@ class Setup:
         """What a forward pass runs in."""
         return autocast(self.precision, self.device)
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, by torch.compile where that is the mode."""
-        return torch.compile(function, dynamic=False) if self.mode == COMPILED else function
+    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """The function, by torch.compile where that is the mode, with Inductor's options."""
+        return torch.compile(function, dynamic=False, options=options or None) if self.mode == COMPILED else function
 
 
 class DeviceWork(Protocol):
@@ -171,9 +171,9 @@ class VaeTrainingFromHost(VaeTraining):
     """
 
     def _make_pool(self) -> Tensor:
-        pool = _frames(POOL * self.items, torch.device("cpu"), pairs=True)
+        pool = _frames(POOL * self.items, self._setup.device, pairs=True).cpu()
         on_gpu = self._setup.device.type == "cuda"
-        self._stream = torch.cuda.Stream(self._setup.device) if on_gpu else None
+        self._stream = torch.cuda.Stream(self._setup.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._turn = 0
         pool = pool.pin_memory() if on_gpu else pool
         self._next = self._copy(pool)
@@ -205,7 +205,7 @@ class VaeEncoding:
         self.items, self._setup, self._turn = setup.batch, setup, 0
         vae = _vae(setup.device).eval()
         self._encode = setup.compiled(lambda frames: vae.posterior(frames).mean)
-        self._pool = _frames(POOL * setup.batch, setup.device, pairs=False).split(setup.batch)
+        self._pool = _frames(POOL * setup.batch, setup.device, pairs=False).split(setup.batch)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
@@ -233,7 +233,8 @@ class MdnRnnTraining:
         def loss(z: Tensor, *columns: Tensor) -> Tensor:
             return model.latent_losses(z, SequenceBatch(None, *columns)).total
 
-        self._loss = setup.compiled(loss)
+        # Inductor (torch 2.13) takes M's rows in random order for a pattern of its own, and fails.
+        self._loss = setup.compiled(loss, pattern_matcher=False)
         self._step = GradientSteps(model.mdn_rnn, 10.0)
 
     def __call__(self) -> None:

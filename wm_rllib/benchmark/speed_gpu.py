@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -171,8 +172,9 @@ def _fraction(rate: float | None, ceiling: float | None) -> float | None:
 
 
 def _text(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    """The error in one line: a compiler's second line says what it is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
+    return f"{type(error).__name__}: {' '.join(lines)[:200]}" if lines else type(error).__name__
 
 
 def _free(device: torch.device) -> None:
@@ -275,12 +277,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--time-limit", type=float, default=170.0, help="seconds for everything (170)")
     parser.add_argument("--json", type=Path, help="file for every raw number")
     parser.add_argument("--commit", help="of this code, where it is in no repository")
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     device = choose_device(args.device)
     if device.type == "cpu":
         torch.set_num_threads(1)  # small sizes on a busy machine: threads would wait for each other
     # Stamped before the first cell: the file is of use even if the last one never comes back.
-    made = provenance("python -m wm_rllib.benchmark.speed_gpu " + " ".join(argv or ()), torch.get_num_threads())
+    made = provenance("python -m wm_rllib.benchmark.speed_gpu " + shlex.join(argv), torch.get_num_threads())
     made["git_commit"] = made["git_commit"] or args.commit
 
     def save(result: Result) -> None:
