@@ -2,21 +2,24 @@
 
 Public names: `WorldModelPPO`, `WorldModelPPOConfig`, `load_policy` for inference outside of training, the dream as an
 environment, `DreamEnv` and `DreamVectorEnv`. Importing this package registers "WorldModelPPO" with Ray Tune and
-"wm_rllib/Dream-v0" with Gymnasium.
+"wm_rllib/Dream-v0" with Gymnasium. Where Ray is not installed there are only `wm_rllib.models` and their
+speed on a device (`wm_rllib.benchmark.speed_gpu`).
 """
 
 import os
+from importlib.util import find_spec
 
 # oneDNN keeps the code that it generates for each shape of an LSTM's input, 1,024 of them. An env runner whose weights
 # change recomputes h over histories of every length, and grew by 25 to 60 MB a minute (docs/performance.md).
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-from ray.tune.registry import register_trainable
+if find_spec("ray") is not None:
+    from ray.tune.registry import register_trainable
 
-from wm_rllib.algorithm import WorldModelPPO
-from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.dream_env import DreamEnv, DreamVectorEnv, register_dream
-from wm_rllib.policy import WorldModelPolicy, load_policy
+    from wm_rllib.algorithm import WorldModelPPO
+    from wm_rllib.config import WorldModelPPOConfig
+    from wm_rllib.dream_env import DreamEnv, DreamVectorEnv, register_dream
+    from wm_rllib.policy import WorldModelPolicy, load_policy
 
 __all__ = [
     "DreamEnv",
@@ -38,5 +41,6 @@ def register() -> None:
     register_trainable("WorldModelPPO", WorldModelPPO)
 
 
-register()
-register_dream()
+if find_spec("ray") is not None:
+    register()
+    register_dream()

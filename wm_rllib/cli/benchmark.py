@@ -114,10 +114,20 @@ def _speed(args: argparse.Namespace) -> int:
         from wm_rllib.benchmark import speed_overlap
 
         return speed_overlap.main(["--iterations", turns, *to_file])
+    if args.what == "gpu":
+        return _speed_gpu(args, to_file)
     from wm_rllib.benchmark import speed_env
 
     speed_env.main(["--turns", turns, *to_file])
     return 0
+
+
+def _speed_gpu(args: argparse.Namespace, to_file: list[str]) -> int:
+    from wm_rllib.benchmark import speed_gpu
+
+    limit = str(_whole(args.time_limit, "--time-limit", 1))
+    only = [flag for text in args.only for flag in ("--only", text)]
+    return speed_gpu.main(["--device", args.device, "--time-limit", limit, *only, *to_file])
 
 
 def _soak(args: argparse.Namespace) -> int:

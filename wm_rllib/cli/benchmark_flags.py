@@ -55,11 +55,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["dream", "env", "overlap", "scaling"],
-        help="the dreamers' loop, real env steps, overlapping stages, or dream rounds on several logical nodes",
+        choices=["dream", "env", "overlap", "scaling", "gpu"],
+        help="the dreamers' loop, real env steps, overlapping stages, dream rounds on several logical nodes, or "
+        "dreams and training on a GPU",
     )
     parser.add_argument("--turns", metavar="N", default="7", help="turns to measure (7)")
     parser.add_argument("--json", metavar="FILE", help="file for every raw number")
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="of `gpu` (auto)")
+    parser.add_argument("--time-limit", metavar="SECONDS", default="170", help="of `gpu`, for everything (170)")
+    parser.add_argument(
+        "--only", metavar="TEXT", action="append", default=[], help="of `gpu`, cells with it in the name"
+    )
     parser.add_argument("--verbose", action="store_true", help="show what Ray and RLlib print")
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
 

@@ -88,7 +88,7 @@ class ConvolutionalVAE(VariationalAutoencoder):
         before, now = frames[:, 0], frames[:, 1]
         posterior = self.posterior(now)
         target = self.normalise(now)
-        error = (self.decoder(posterior.sample()) - target).square()
+        error = (self.decoder(posterior.sample()).float() - target).square()
         moving = self.moving(before, now)
         weight = 1.0 + self.config.change_weight * moving
         reconstruction = 0.5 * (error * (weight / weight.mean())).flatten(1).sum(-1).mean()

@@ -37,9 +37,9 @@ class Members(nn.Module):
         self.register_buffer("usual", torch.ones(()))
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Each member's output, [E, N, out], for inputs [N, in]."""
+        """Each member's output, [E, N, out] float32, for inputs [N, in]."""
         hidden = torch.nn.functional.silu(self.hidden(inputs)).reshape(len(inputs), self.size, self.weight.shape[1])
-        return torch.baddbmm(self.bias, hidden.transpose(0, 1), self.weight)
+        return torch.baddbmm(self.bias, hidden.transpose(0, 1), self.weight).float()  # bfloat16 under autocast
 
     def record_usual(self, spread: Tensor) -> None:
         """Moves the record of what spread [N] is usual on real transitions; in training only."""

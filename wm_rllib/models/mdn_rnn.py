@@ -160,8 +160,8 @@ class MDNRNN(nn.Module):
         return self.decode_mixture(torch.cat([self.weight_head(inputs), self.mixture_head(inputs)], -1), z)
 
     def decode_mixture(self, out: Tensor, z: Tensor) -> MixtureParams:
-        """The mixture that both heads' outputs [..., sum(sizes)] stand for: logits, means, log sigmas."""
-        logits, mean, log_sigma = torch.split(out, self.sizes, -1)
+        """The mixture that both heads' outputs [..., sum(sizes)] stand for: logits, means, log sigmas, all float32."""
+        logits, mean, log_sigma = torch.split(out.float(), self.sizes, -1)  # bfloat16 under autocast
         shape = (*out.shape[:-1], self.config.num_mixtures, self.config.latent_dim)
         mean = mean.reshape(shape) * self.change_scale
         if self.config.residual:
@@ -187,8 +187,8 @@ class MDNRNN(nn.Module):
         return self.change_scale.clamp(min=SMALLEST_OUTCOME_UNIT)
 
     def decode_outcome(self, out: Tensor) -> Outcome:
-        """What the outcome head's output [..., 3] stands for; its last column is the logit of termination."""
-        reward, last_reward, termination_logit = out.unbind(-1)
+        """What the outcome head's output [..., 3] stands for, float32; its last column is the logit of termination."""
+        reward, last_reward, termination_logit = out.float().unbind(-1)  # bfloat16 under autocast
         reward = reward * self.reward_scale + self.reward_mean
         return Outcome(reward, termination_logit, last_reward * self.last_reward_scale)
 

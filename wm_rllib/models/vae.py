@@ -103,7 +103,8 @@ class VariationalAutoencoder(nn.Module):
         """q(z | o) for observations [..., *O] of any dtype."""
         batch_shape = observations.shape[: observations.ndim - len(self.config.observation_shape)]
         flat = observations.reshape(-1, *self.config.observation_shape)
-        out = self.encoder(self.normalise(flat)).reshape(*batch_shape, 2 * self.config.latent_dim)
+        # Whatever autocast multiplied in, what follows (exp, KL, latents) is float32; so are all of V's and M's losses.
+        out = self.encoder(self.normalise(flat)).float().reshape(*batch_shape, 2 * self.config.latent_dim)
         mean, log_variance = out.chunk(2, dim=-1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
@@ -132,7 +133,7 @@ class VariationalAutoencoder(nn.Module):
         """
         observations = observations[mask]
         posterior = self.posterior(observations)
-        error = self.decoder(posterior.sample()) - self.normalise(observations)
+        error = self.decoder(posterior.sample()).float() - self.normalise(observations)
         reconstruction = 0.5 * error.flatten(1).square().sum(-1).mean()
         kl_divergence = posterior.kl_from_standard_normal().mean()
         return VAELosses(reconstruction + self.config.beta * kl_divergence, reconstruction, kl_divergence)

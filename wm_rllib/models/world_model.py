@@ -103,7 +103,8 @@ class WorldModel(nn.Module):
         leaves = torch.nn.functional.pad(batch.mask, (0, 1))
         enters = torch.nn.functional.pad(batch.mask, (1, 0))
         vae_losses = self.vae.losses(batch.observations, leaves | enters)
-        with torch.no_grad():
+        # bfloat16's rounding is as large as the finest sigma: M is fitted to latents in float32, as dreams have them.
+        with torch.no_grad(), torch.autocast(batch.mask.device.type, enabled=False):
             # The posterior's mean, as the controller will see it, whatever mode the module is in.
             z = self.vae.posterior(batch.observations).mean
         return vae_losses, self.latent_losses(z, batch)
