@@ -53,8 +53,8 @@ def encode_replay(stages: Stages) -> None:
         while (waiting := call(service, "frames_to_encode", most)) is not None:
             numbers, frames_ref = waiting
             latents_ref = put_on_first(stages.parts.learners, "put_latents", frames_ref=frames_ref)
-            call(service, "take_latents", numbers, latents_ref)
-            del frames_ref, waiting
+            call(service, "take_latents", numbers, [latents_ref])
+            del frames_ref, waiting  # their memory in the object store is free before the next ones are put there
 
 
 def _fit(

@@ -96,9 +96,9 @@ class ReplayService:
         numbers = self._replay.frames.not_encoded(most)
         return (numbers, ray.put(self._replay.frames.get(numbers))) if len(numbers) else None
 
-    def take_latents(self, numbers: np.ndarray, latents_ref: ray.ObjectRef) -> None:
-        """Latents [N, Z] of N frames, by reference."""
-        self._replay.frames.set_latents(numbers, ray.get(latents_ref))
+    def take_latents(self, numbers: np.ndarray, latents_refs: list[ray.ObjectRef]) -> None:
+        """Latents [N, Z] of N frames, by one reference (in a list: Ray resolves a bare one on its way to an actor)."""
+        self._replay.frames.set_latents(numbers, np.concatenate(ray.get(latents_refs)))
 
     def forget_latents(self) -> None:
         """V has changed: all frames are to be encoded anew."""
