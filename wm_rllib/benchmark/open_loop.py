@@ -1,0 +1,122 @@
+"""Whether M has learnt anything: its latents several steps ahead on episodes that it never saw, against two rivals.
+
+    python -m wm_rllib.benchmark.open_loop runs/doom/pretrained --episodes 20 --json out.json
+
+M starts at a real state, with h from the real steps before it, is told the real actions, and has its expected latents
+fed back. Its error is held against that of "the latent stays as it is" and of the same M with initial weights, in the same
+windows; a controller's score would prove nothing, since one on z alone may do as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.cli.agents import Agent, load_agent
+from wm_rllib.cli.errors import CommandError
+from wm_rllib.evaluation import make_vector_env
+from wm_rllib.look.episodes import Episode, places_every, play, random_actor, windows_at
+from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.judging import Windows, expected_path
+from wm_rllib.models.world_model import WorldModel
+
+BURN_IN = 15
+MOST_LANES = 20
+WINDOWS_AT_ONCE = 16
+"""Whose frames V encodes together."""
+
+
+def untrained(config: WorldModelConfig, trained: WorldModel, seed: int) -> WorldModel:
+    """The same V and units, and an M whose weights are as they were drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = WorldModel(config).eval()
+    fresh.vae.load_state_dict(trained.vae.state_dict())
+    fresh.mdn_rnn.load_state_dict(dict(trained.mdn_rnn.named_buffers()), strict=False)
+    return fresh
+
+
+@torch.no_grad()
+def squared_errors(world_model: WorldModel, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared errors by steps ahead, [N, H] each: M's, standing still's; and which of them count, [N, H] bool."""
+    length = windows.burn_in
+    z = world_model.vae.encode(windows.observations[:, length:])
+    expected, _ = expected_path(world_model, windows)
+    real, start = z[:, 1:], z[:, :1]
+    return (expected - real).square().sum(-1), (start - real).square().sum(-1), windows.mask[:, length:]
+
+
+def measure(agent: Agent, num_episodes: int, steps: int, seed: int) -> dict[str, Any]:
+    """Root mean squared errors of latents by steps ahead, on random episodes played now.
+
+    Args:
+        agent: V and M, and the environment.
+        num_episodes: Random ones, none of them in the checkpoint's replay.
+        steps: H.
+        seed: Of episodes and of the untrained M.
+    """
+    episodes: list[Episode] = []
+    while len(episodes) < num_episodes:
+        env = make_vector_env(agent.vector_env, min(MOST_LANES, num_episodes - len(episodes)), agent.env_config)
+        first = seed + len(episodes)
+        episodes += play(env, random_actor(env, first), agent.policy, first)
+        env.close()
+    trained = agent.policy.world_model.eval()
+    rivals = {"trained": trained, "untrained": untrained(trained.config, trained, seed)}
+    places = [(episode, t) for episode, t in places_every(episodes, steps) if t >= 1]
+    sums = {name: torch.zeros(steps) for name in (*rivals, "still")}
+    counts = torch.zeros(steps)
+    for at in range(0, len(places), WINDOWS_AT_ONCE):
+        windows = windows_at(places[at : at + WINDOWS_AT_ONCE], BURN_IN, steps)
+        for name, model in rivals.items():
+            predicted, still, valid = squared_errors(model, windows)
+            sums[name] += (predicted * valid).sum(0)
+        sums["still"] += (still * valid).sum(0)
+        counts += valid.sum(0)
+    errors = {name: (total / counts).sqrt().tolist() for name, total in sums.items()}
+    return {"errors": errors, "windows": counts.tolist(), "episodes": num_episodes, "steps": steps, "seed": seed}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A table of some of the steps ahead."""
+    errors, steps = result["errors"], result["steps"]
+    lines = ["| steps ahead | windows | M | the latent stays | untrained M |", "| --- | --- | --- | --- | --- |"]
+    for ahead in sorted({1, 2, 5, 10, steps} & set(range(1, steps + 1))):
+        row = (f"{errors[name][ahead - 1]:.3f}" for name in ("trained", "still", "untrained"))
+        lines.append(f"| {ahead} | {result['windows'][ahead - 1]:.0f} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the measurement that the arguments ask for; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m wm_rllib.benchmark.open_loop", description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="run folder or checkpoint")
+    parser.add_argument("--env", default=None, help="environment (that of training)")
+    parser.add_argument("--episodes", type=int, default=20, help="random episodes (20)")
+    parser.add_argument("--steps", type=int, default=15, help="steps ahead (15)")
+    parser.add_argument("--seed", type=int, default=90_000, help="of the episodes (90000)")
+    parser.add_argument("--json", default=None, metavar="FILE", help="where the figures go")
+    args = parser.parse_args(argv)
+    try:
+        if min(args.episodes, args.steps) < 1:
+            raise CommandError("--episodes and --steps must be at least 1. Fix: 20 and 15.")
+        result = measure(load_agent(args), args.episodes, args.steps, args.seed)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(describe(result))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"provenance": provenance(), **result}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
