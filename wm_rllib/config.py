@@ -93,6 +93,7 @@ class WorldModelPPOConfig(PPOConfig):
         self.transfer_frozen = False
         self.world_model_grad_clip: float | None = 10.0
         self.fit_final_lr_fraction = 0.1
+        self.precision = "auto"
         self.sequence_length = 32
         self.sequence_batch_size = 32
         self.updates_per_step = 1.0
@@ -245,6 +246,7 @@ class WorldModelPPOConfig(PPOConfig):
         transfer_frozen: bool = NotProvided,
         world_model_grad_clip: float | None = NotProvided,
         fit_final_lr_fraction: float = NotProvided,
+        precision: str = NotProvided,
         sequence_length: int = NotProvided,
         sequence_batch_size: int = NotProvided,
         updates_per_step: float = NotProvided,
@@ -295,6 +297,9 @@ class WorldModelPPOConfig(PPOConfig):
             transfer_frozen: Whether they keep those weights; otherwise they are trained on.
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
             fit_final_lr_fraction: Learning rates of V and M at each fit's end, as a fraction of those at its start.
+            precision: What learners multiply in, in fits and in updates with dreams: "float32"; "bfloat16", by
+                torch.autocast, with weights, losses, probabilities and values in float32; "auto": bfloat16 on a GPU
+                that has it in hardware, float32 elsewhere. An update without dreams is RLlib's own, in float32.
             sequence_length: Transitions in a training sequence.
             sequence_batch_size: Sequences in a gradient step.
             updates_per_step: World-model gradient steps for each real env step of the mixed phase.

@@ -28,6 +28,7 @@ from wm_rllib.logs import set_log_level
 from wm_rllib.merging_learner import MergingLearner, NothingToLearnError
 from wm_rllib.mixing import may_dream
 from wm_rllib.models.world_model import WorldModel, latent_changes
+from wm_rllib.precision import Precision
 from wm_rllib.replay import LATENTS, MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 from wm_rllib.transfer import MDN_RNN, VAE
@@ -60,6 +61,9 @@ class WorldModelPPOLearner(MergingLearner):
         self._vae_lr_scale = self._policy_lr_scale = 1.0
         self._heap = Heap()
         super().build()
+        self._precision = Precision(self.config.precision, self._device)
+        if not self._learner_index:
+            logger.info("fits and merged updates compute in %s on %s", self._precision.name, self._device)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
@@ -182,8 +186,9 @@ class WorldModelPPOLearner(MergingLearner):
         if self._steps_done < self._num_steps:
             self.metrics: Any = Silent()
         try:
-            fwd_out = self.module.forward_train(batch)
-            losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
+            with self._precision.autocast():
+                fwd_out = self._precision.in_float32(self.module.forward_train(batch))
+                losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
         finally:
             self.metrics = metrics
         self._descend(module_id, losses[module_id])
@@ -349,10 +354,11 @@ class WorldModelPPOLearner(MergingLearner):
     def put_latents(self, frames_ref: ray.ObjectRef) -> ray.ObjectRef:
         """Reference to the latents [N, Z], V's posterior means, of frames [N, *O]."""
         frames, vae = ray.get(frames_ref), self.world_model.vae
-        parts = [
-            vae.posterior(torch.from_numpy(part.copy()).to(self._device)).mean.float().cpu()
-            for part in np.array_split(frames, -(-len(frames) // ENCODED_AT_ONCE))
-        ]
+        with self._precision.autocast():
+            parts = [
+                vae.posterior(torch.from_numpy(part.copy()).to(self._device)).mean.float().cpu()
+                for part in np.array_split(frames, -(-len(frames) // ENCODED_AT_ONCE))
+            ]
         return ray.put(torch.cat(parts).numpy())
 
     def put_policy(self) -> ray.ObjectRef:

@@ -86,7 +86,8 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """Values [B] in the environment's units."""
-        return super().compute_values(batch, embeddings) * self.value_scale + self.value_mean
+        # Under autocast the network's output is bfloat16, and scalars would not make it float32.
+        return super().compute_values(batch, embeddings).float() * self.value_scale + self.value_mean
 
     @torch.no_grad()
     def rescale_values(self, mean: Tensor, scale: Tensor) -> None:

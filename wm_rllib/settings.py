@@ -166,6 +166,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("final_lr_fraction", "fit_final_lr_fraction", number(0, 1), "Learning rates at a fit's end, as a fraction."),
         ("sequence_length", "sequence_length", whole(2), "Steps of a training sequence."),
         ("sequence_batch_size", "sequence_batch_size", whole(1), "Sequences of a gradient step."),
+        (
+            "precision",
+            "precision",
+            one_of("auto", "float32", "bfloat16"),
+            "What learners multiply in; losses stay float32. auto: bfloat16 on a GPU that has it, else float32.",
+        ),
         ("grad_clip", "world_model_grad_clip", number(above=0, optional=True), "Global gradient norm of V and M."),
         (
             "imagination_ratio",
