@@ -45,13 +45,11 @@ def weights(learner):
 def test_auto_is_bfloat16_where_a_gpu_has_it(monkeypatch):
     for has_it in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
-        assert Precision("auto", "cuda").is_reduced is has_it
-    assert [Precision(setting, "cpu").name for setting in ("auto", "float32", "bfloat16")] == [
-        "float32",
-        "float32",
-        "bfloat16",
-    ]
-    assert Precision("float32", "cuda").name == "float32"
+        assert Precision("auto", "cuda", pays=True).is_reduced is has_it
+        assert not Precision("auto", "cuda", pays=False).is_reduced
+    names = [Precision(setting, "cpu", pays=True).name for setting in ("auto", "float32", "bfloat16")]
+    assert names == ["float32", "float32", "bfloat16"]
+    assert Precision("float32", "cuda", pays=True).name == "float32"
 
 
 def test_the_setting_is_checked():
@@ -65,7 +63,7 @@ def test_auto_on_a_cpu_is_float32_to_the_last_bit(monkeypatch):
     auto, exact = weights(trained("auto")), weights(trained("float32"))
     assert all(np.array_equal(auto[name], exact[name]) for name in exact)
     monkeypatch.setattr(torch, "autocast", None)  # nothing of it is entered but where it is switched off
-    assert Precision("float32", "cpu").in_float32(exact) is exact
+    assert Precision("float32", "cpu", pays=True).in_float32(exact) is exact
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -61,9 +61,11 @@ class WorldModelPPOLearner(MergingLearner):
         self._vae_lr_scale = self._policy_lr_scale = 1.0
         self._heap = Heap()
         super().build()
-        self._precision = Precision(self.config.precision, self._device)
+        self._precision = Precision(self.config.precision, self._device, pays=False)
+        self._frame_precision = Precision(self.config.precision, self._device, pays=True)
         if not self._learner_index:
-            logger.info("fits and merged updates compute in %s on %s", self._precision.name, self._device)
+            names = self._precision.name, self._frame_precision.name
+            logger.info("fits and merged updates compute in %s, V on images in %s, on %s", *names, self._device)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
@@ -185,9 +187,11 @@ class WorldModelPPOLearner(MergingLearner):
         metrics = self.metrics
         if self._steps_done < self._num_steps:
             self.metrics: Any = Silent()
+        is_frames = self._fitting and MASK not in batch[module_id]
+        precision = self._frame_precision if is_frames else self._precision
         try:
-            with self._precision.autocast():
-                fwd_out = self._precision.in_float32(self.module.forward_train(batch))
+            with precision.autocast():
+                fwd_out = precision.in_float32(self.module.forward_train(batch))
                 losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
         finally:
             self.metrics = metrics
@@ -354,7 +358,7 @@ class WorldModelPPOLearner(MergingLearner):
     def put_latents(self, frames_ref: ray.ObjectRef) -> ray.ObjectRef:
         """Reference to the latents [N, Z], V's posterior means, of frames [N, *O]."""
         frames, vae = ray.get(frames_ref), self.world_model.vae
-        with self._precision.autocast():
+        with self._frame_precision.autocast():
             parts = [
                 vae.posterior(torch.from_numpy(part.copy()).to(self._device)).mean.float().cpu()
                 for part in np.array_split(frames, -(-len(frames) // ENCODED_AT_ONCE))

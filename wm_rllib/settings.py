@@ -170,7 +170,7 @@ SETTINGS: tuple[Setting, ...] = (
             "precision",
             "precision",
             one_of("auto", "float32", "bfloat16"),
-            "What learners multiply in; losses stay float32. auto: bfloat16 on a GPU that has it, else float32.",
+            "What learners multiply in; losses stay float32. auto: bfloat16 for V on images, on a GPU, else float32.",
         ),
         ("grad_clip", "world_model_grad_clip", number(above=0, optional=True), "Global gradient norm of V and M."),
         (

@@ -3,14 +3,15 @@
     python -m wm_rllib.benchmark.open_loop runs/doom/pretrained --episodes 20 --json out.json
 
 M starts at a real state, with h from the real steps before it, is told the real actions, and has its expected latents
-fed back. Its error is held against that of "the latent stays as it is" and of the same M with initial weights, in the same
-windows; a controller's score would prove nothing, since one on z alone may do as well.
+fed back. Its error is held against that of "the latent stays as it is" and of the same M with initial weights, in the
+same windows; a controller's score would prove nothing, since one on z alone may do as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(describe(result))
     if args.json:
-        Path(args.json).write_text(json.dumps({"provenance": provenance(), **result}, indent=1) + "\n")
+        command = shlex.join(
+            ["python", "-m", "wm_rllib.benchmark.open_loop", *(sys.argv[1:] if argv is None else argv)]
+        )
+        Path(args.json).write_text(
+            json.dumps({"provenance": provenance(command, torch.get_num_threads()), **result}, indent=1) + "\n"
+        )
     return 0
 
 
