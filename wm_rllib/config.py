@@ -298,8 +298,9 @@ class WorldModelPPOConfig(PPOConfig):
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
             fit_final_lr_fraction: Learning rates of V and M at each fit's end, as a fraction of those at its start.
             precision: What learners multiply in, in fits and in updates with dreams: "float32"; "bfloat16", by
-                torch.autocast, with weights, losses, probabilities and values in float32; "auto": bfloat16 for
-                V on images, on a GPU that has it in hardware, float32 elsewhere. An update without dreams is RLlib's own, in float32.
+                torch.autocast, with weights, losses, probabilities and values in float32; "auto": bfloat16 for V on
+                images, on a GPU that has it in hardware, float32 elsewhere. An update without dreams is RLlib's own,
+                in float32.
             sequence_length: Transitions in a training sequence.
             sequence_batch_size: Sequences in a gradient step.
             updates_per_step: World-model gradient steps for each real env step of the mixed phase.
