@@ -12,7 +12,8 @@ from test_merge import SPACES, config_of, fit, imagined_block, make_learner, pol
 from torch import nn
 
 from wm_rllib.precision import Precision
-from wm_rllib.settings import BY_PATH, SettingError, check_value
+from wm_rllib.settings import SettingError, check_value
+from wm_rllib.settings_table import BY_PATH
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from wm_rllib.models.search import SearchConfig
 from wm_rllib.setting_types import boolean, number, one_of, whole
-from wm_rllib.settings import Setting, SettingError, check_value
+from wm_rllib.settings import SettingError, check_value
+from wm_rllib.settings_table import Setting
 
 PLANNER_SETTINGS = {
     setting.path: setting

@@ -15,7 +15,8 @@ from wm_rllib.benchmark.job import Job, Measure
 from wm_rllib.environments import find_env
 from wm_rllib.pixels import PATHS, SECTION, PixelSettings
 from wm_rllib.setting_types import boolean, mapping, number, rule_of, text, whole
-from wm_rllib.settings import BY_PATH, SettingError, check_value
+from wm_rllib.settings import SettingError, check_value
+from wm_rllib.settings_table import BY_PATH
 from wm_rllib.yaml_files import read_yaml
 
 MEASURE_TYPES: dict[str, Any] = {

@@ -12,7 +12,8 @@ from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.run_folder import BEST, LAST
 from wm_rllib.environments import AnyEnv, env_spaces, find_env, make_env, vector_maker
-from wm_rllib.settings import BY_PATH, Setting, check_value
+from wm_rllib.settings import check_value
+from wm_rllib.settings_table import BY_PATH, Setting
 from wm_rllib.yaml_files import parse_yaml
 
 if TYPE_CHECKING:

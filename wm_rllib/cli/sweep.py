@@ -19,7 +19,7 @@ from wm_rllib.cli.run_folder import BEST, RunFolder
 from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.sweep_plan import SweepPlan, plan_sweep
 from wm_rllib.cli.train import open_folder
-from wm_rllib.settings import BY_PATH
+from wm_rllib.settings_table import BY_PATH
 from wm_rllib.sweep.search import TIME_ATTR
 from wm_rllib.sweep.spec import SweepSpec
 
