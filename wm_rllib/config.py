@@ -192,6 +192,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()
+        self._choose_lanes()
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
         # is never larger than its merged batch (learner_calls.py).
         minibatch_size: int | None = getattr(self, "minibatch_size")  # noqa: B009  (mypy cannot see RLlib's attribute)
@@ -200,6 +201,12 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             super().validate()
         finally:
             self.minibatch_size = minibatch_size
+
+    def _choose_lanes(self) -> None:
+        """No more evaluation environments than an evaluation has episodes: some take long to step."""
+        own: Any = getattr(self, "evaluation_config")  # noqa: B009  (mypy cannot see RLlib's attribute)
+        if isinstance(own, dict) and own.get("num_envs_per_env_runner") == MAX_LANES:
+            self.evaluation_config = {**own, "num_envs_per_env_runner": min(MAX_LANES, self.evaluation_duration)}
 
     def _choose_device(self) -> None:
         """`device` in RLlib's terms: the learner's GPU. "auto" can only see the GPU of this process."""

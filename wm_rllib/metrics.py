@@ -94,6 +94,8 @@ METRICS: dict[str, Metric] = {
     "trust/ends_seen": Metric("Ends that there were on these steps.", "ends"),
     "vae/reconstruction_loss": Metric("Reconstruction error of V on normalised observations.", "squared error"),
     "vae/kl_divergence": Metric("KL of V's posterior from the standard normal.", "nats"),
+    "vae/explained": Metric("Images: share of the squared deviation from the mean frame that V explains.", "up to 1"),
+    "vae/moving_explained": Metric("The same over pixels that changed since the frame before.", "up to 1"),
     "mdn/nll": Metric("Negative log-likelihood of the next latent under M.", "nats"),
     "mdn/reward_loss": Metric("Error of M's reward head.", "squared error"),
     "mdn/termination_loss": Metric("Cross-entropy of M's termination head.", "nats"),
