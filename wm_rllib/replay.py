@@ -46,7 +46,7 @@ class SequenceReplay(EpisodeReplayBuffer):
     def __init__(self, capacity: int, seed: int | None, frames: FrameStore | None = None):
         super().__init__(capacity=capacity)
         self.rng = np.random.default_rng(seed)
-        self.frames = frames or FrameStore()
+        self.frames = FrameStore() if frames is None else frames  # an empty one is false
         self._newest: dict[str, int] = {}
 
     @property
