@@ -27,6 +27,7 @@ class WorldModelSections:
         self.vae_change_weight = 3.0
         self.vae_batch_size = 128
         self.vae_pretrain_epochs = 10.0
+        self.random_hold = 1
         self.replay_storage = "memory"
         self.replay_directory: str | None = None
         self.mdn_rnn_class: str | type | None = None
@@ -96,6 +97,7 @@ class WorldModelSections:
         vae_change_weight: float = NotProvided,
         vae_batch_size: int = NotProvided,
         vae_pretrain_epochs: float = NotProvided,
+        random_hold: int = NotProvided,
         replay_storage: str = NotProvided,
         replay_directory: str | None = NotProvided,
         mdn_rnn_class: str | type | None = NotProvided,
@@ -143,6 +145,8 @@ class WorldModelSections:
             vae_change_weight: How much more a pixel of an image counts that changed since the frame before.
             vae_batch_size: Frames of a gradient step of V on images; vectors come in M's sequences.
             vae_pretrain_epochs: Passes over the randomly collected frames before the mixed phase; may be a fraction.
+            random_hold: Steps that a random action is held for, drawn from 1 to this: held actions lead farther than
+                fresh ones at every step, which cancel out.
             replay_storage: How the replay keeps images: "memory", "compressed" (LZ4, in memory) or "disk".
             replay_directory: Where "disk" puts its files, of which nothing is left after the run; None: where the
                 system has its temporary files.

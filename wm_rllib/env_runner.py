@@ -17,6 +17,7 @@ from ray.rllib.utils.minibatch_utils import ShardEpisodesIterator
 from wm_rllib.connectors import FeatureConnector
 from wm_rllib.env_creation import env_for_runners
 from wm_rllib.evaluation import EvaluationResult, evaluate_in
+from wm_rllib.held_actions import HeldActions
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient, WeightUpdate
@@ -38,6 +39,7 @@ class CollectRequest:
         fresh_envs: Reset all envs first, from `seed`.
         seed: Seed of this stage and worker, or None.
         greedy_fraction: Share of the env runner's environments, rounded down, that act greedily.
+        random_hold: Steps that a random action is held for, at most.
     """
 
     num_timesteps: int
@@ -46,6 +48,7 @@ class CollectRequest:
     fresh_envs: bool
     seed: int | None
     greedy_fraction: float = 0.0
+    random_hold: int = 1
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,9 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         self.features.random_actions = request.random_actions
         if self.features.needs_refresh and not request.random_actions:
             self._refresh_features(vae_changed=True)
+        steps = request.num_timesteps
         self._act_greedily(int(request.greedy_fraction * self.num_envs))
-        episodes = self.sample(num_timesteps=request.num_timesteps, random_actions=request.random_actions)
+        episodes = self._sample_randomly(request) if request.random_actions else self.sample(num_timesteps=steps)
         raw = self.features.take_raw(episodes, self._ongoing_episodes)
         logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
         # Features of random actions were computed for nobody: such steps feed the world model alone.
@@ -166,6 +170,16 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             seconds=time.perf_counter() - start,
             metrics=self.get_metrics(),
         )
+
+    def _sample_randomly(self, request: CollectRequest) -> list[SingleAgentEpisode]:
+        """RLlib's random actions, each held for a while if that is asked for."""
+        space = self.env.action_space
+        if request.random_hold > 1:
+            self.env.action_space = HeldActions(space, request.random_hold, request.seed)
+        try:
+            return self.sample(num_timesteps=request.num_timesteps, random_actions=True)
+        finally:
+            self.env.action_space = space
 
     def _act_greedily(self, num_envs: int) -> None:
         """In how many environments; pipelines with pieces of the user's own explore in all of them."""

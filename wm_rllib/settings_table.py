@@ -223,6 +223,7 @@ SETTINGS: tuple[Setting, ...] = (
             "Real steps in the mixed phase too; false: C learns in the dream alone, of the random phase's steps.",
         ),
         ("replay_capacity", "replay_capacity", whole(1), "Real steps that the replay holds."),
+        ("random_hold", "random_hold", whole(1), "Steps that a random action is held for, at most."),
         ("replay_storage", "replay_storage", one_of("memory", "compressed", "disk"), "How images are kept."),
         ("replay_directory", "replay_directory", text(optional=True), "Where the storage disk has its files."),
         ("greedy_fraction", "greedy_fraction", number(0, 1), "Share of the environments that act greedily."),

@@ -123,6 +123,7 @@ class Stages:
             random_actions=random_actions,
             fresh_envs=self._is_after_checkpoint(),
             seed=self.seed(stage),
+            random_hold=self.config.random_hold,
             greedy_fraction=self.config.greedy_fraction if self._learns_from_dreams() else 0.0,
         )
 
