@@ -2,9 +2,10 @@
 
     python -m wm_rllib.benchmark.open_loop runs/doom/pretrained --episodes 20 --json out.json
 
-M starts at a real state, with h from the real steps before it, is told the real actions, and has its expected latents
-fed back. Its error is held against that of "the latent stays as it is" and of the same M with initial weights, in the
-same windows; a controller's score would prove nothing, since one on z alone may do as well.
+M starts at a real state, with h from the real steps before it, and is told the real actions. Its prediction is the mean
+of many paths drawn from its mixture: an expectation that is fed back lies between the things that can happen, where M
+has never been. Its error is held against that of "the latent stays as it is" and of the same M with initial weights, in
+the same windows; a controller's score would prove nothing, since one on z alone may do as well.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.evaluation import make_vector_env
 from wm_rllib.look.episodes import Episode, places_every, play, random_actor, windows_at
 from wm_rllib.models.config import WorldModelConfig
-from wm_rllib.models.judging import Windows, expected_path
+from wm_rllib.models.imagining import draw_step_noise
+from wm_rllib.models.judging import Windows
+from wm_rllib.models.mixture import sample_mixture
 from wm_rllib.models.world_model import WorldModel
 
 BURN_IN = 15
 MOST_LANES = 20
+NUM_PATHS = 32
 WINDOWS_AT_ONCE = 16
 """Whose frames V encodes together."""
 
@@ -50,9 +54,24 @@ def squared_errors(world_model: WorldModel, windows: Windows) -> tuple[Tensor, T
     """Squared errors by steps ahead, [N, H] each: M's, standing still's; and which of them count, [N, H] bool."""
     length = windows.burn_in
     z = world_model.vae.encode(windows.observations[:, length:])
-    expected, _ = expected_path(world_model, windows)
+    expected = mean_path(world_model, windows)
     real, start = z[:, 1:], z[:, :1]
     return (expected - real).square().sum(-1), (start - real).square().sum(-1), windows.mask[:, length:]
+
+
+def mean_path(world_model: WorldModel, windows: Windows) -> Tensor:
+    """The mean latents [N, H, Z] of steps 1 .. H over paths drawn from M under the real actions."""
+    mdn_rnn, length = world_model.mdn_rnn, windows.burn_in
+    z, (h, c) = windows.start(world_model)
+    actions = world_model.codec.encode(windows.actions[:, length:])
+    z, h, c, actions = (x.repeat_interleave(NUM_PATHS, 0) for x in (z, h, c, actions))
+    path, state = [], (h, c)
+    for t in range(windows.horizon):
+        state = mdn_rnn.step(z, actions[:, t], state)
+        noise = draw_step_noise(mdn_rnn, len(z)).mixture
+        z = sample_mixture(mdn_rnn.predict(state[0], z, actions[:, t]), 1.0, noise)
+        path.append(z.view(-1, NUM_PATHS, z.shape[-1]).mean(1))
+    return torch.stack(path, 1)
 
 
 def measure(agent: Agent, num_episodes: int, steps: int, seed: int) -> dict[str, Any]:
