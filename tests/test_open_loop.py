@@ -46,7 +46,7 @@ def test_the_mean_of_paths_is_the_expectation():
     seen = windows(world_model)
     with torch.no_grad():
         real = world_model.vae.encode(seen.observations)[:, BURN_IN + 1 :]
-    error = mean_path(world_model, seen) - real
+        error = mean_path(world_model, seen) - real
     # 32 paths, each step's coin with a deviation of a half.
     deviation = 0.5 * torch.arange(1, HORIZON + 1).sqrt() / 32**0.5
     assert (error.square().mean((0, 2)).sqrt() / deviation).numpy() == pytest.approx(np.ones(HORIZON), abs=0.35)
@@ -61,7 +61,7 @@ def test_m_beats_standing_still_where_it_knows_the_walk():
 def test_an_untrained_m_has_the_units_and_v_of_the_trained_one():
     trained = model()
     trained.mdn_rnn.change_scale.fill_(3.0)
-    fresh = untrained(trained.config, trained, 0)
+    fresh = untrained(trained.config, trained, 7)
     assert fresh.mdn_rnn.change_scale.item() == 3.0
     assert all(torch.equal(a, b) for a, b in zip(fresh.vae.parameters(), trained.vae.parameters(), strict=True))
     assert not torch.equal(fresh.mdn_rnn.lstm.weight_ih_l0, trained.mdn_rnn.lstm.weight_ih_l0)
