@@ -144,4 +144,4 @@ def test_the_choice_is_told_once(monkeypatch):
     told = []
     monkeypatch.setattr(logging.getLogger("wm_rllib.learner"), "info", lambda text, *args: told.append(text % args))
     trained("bfloat16")
-    assert told == ["fits and merged updates compute in bfloat16 on cpu"]
+    assert told == ["fits and merged updates compute in bfloat16, V on images in bfloat16, on cpu"]

@@ -209,9 +209,12 @@ def test_vectors_know_their_time_limit_in_decisions():
 
 def test_check_env_sees_what_v_will_see():
     values = {"env.id": "custom_envs:Cinema", "env.pixels.key": "screen", "env.pixels.size": [6, 6]}
-    with pytest.raises(CommandError, match=r"shape \(6, 6, 3\)"):  # the default V takes vectors
-        check_env({**values, "world_model.vae.class": None})
-    assert check_env({**values, "world_model.vae.class": "custom_models:ImageVAE"})[0].shape == (6, 6, 3)
+    with pytest.raises(CommandError, match="6 x 6 pixels has room for 2"):
+        check_env(values)
+    for vae in ({"world_model.vae.channels": [8, 8]}, {"world_model.vae.class": "custom_models:ImageVAE"}):
+        assert check_env({**values, **vae})[0].shape == (6, 6, 3)
+    with pytest.raises(CommandError, match="observation space Dict"):
+        check_env({"env.id": "custom_envs:Cinema"})
     with pytest.raises(SettingError, match=r"'CartPole-v1': env.pixels needs images, but observations are a Box of"):
         check_env({"env.id": "CartPole-v1", "env.pixels.grayscale": True})
 

@@ -178,14 +178,24 @@ def check_env(values: Mapping[str, Any]) -> tuple[Any, Any]:
         SettingError: If it does not exist.
         CommandError: If its spaces are not supported.
     """
+    from wm_rllib.models.conv_vae import frame_sizes, is_image
     from wm_rllib.spaces import check_spaces
 
+    default_v, channels = values.get("world_model.vae.class") is None, values.get("world_model.vae.channels")
     spaces = env_spaces(values["env.id"], values.get("env.config"), PixelSettings.from_values(values))
     try:
-        check_spaces(*spaces, default_v=values.get("world_model.vae.class") is None)
+        check_spaces(*spaces, default_v=default_v)
+        if default_v and is_image(spaces[0].shape):
+            frame_sizes(spaces[0].shape, len(_default_channels() if channels is None else channels))
     except ValueError as error:
         raise CommandError(f"environment {values['env.id']!r}: {error}") from None
     return spaces
+
+
+def _default_channels() -> list[int]:
+    from wm_rllib.config import WorldModelPPOConfig
+
+    return WorldModelPPOConfig().vae_channels
 
 
 def _check_end(values: Mapping[str, Any], config: Any) -> None:
