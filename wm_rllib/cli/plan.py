@@ -185,8 +185,9 @@ def check_env(values: Mapping[str, Any]) -> tuple[Any, Any]:
     spaces = env_spaces(values["env.id"], values.get("env.config"), PixelSettings.from_values(values))
     try:
         check_spaces(*spaces, default_v=default_v)
-        if default_v and is_image(spaces[0].shape):
-            frame_sizes(spaces[0].shape, len(_default_channels() if channels is None else channels))
+        shape = spaces[0].shape or ()
+        if default_v and is_image(shape):
+            frame_sizes(shape, len(_default_channels() if channels is None else channels))
     except ValueError as error:
         raise CommandError(f"environment {values['env.id']!r}: {error}") from None
     return spaces
