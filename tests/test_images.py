@@ -144,9 +144,7 @@ def test_frames_leave_with_their_episodes(trained: Any):
     frames = replay_of(trained[0]).frames
     small = SequenceReplay(100, 0, FrameStore())
     for episode in episodes:
-        whole = episode.copy() if hasattr(episode, "copy") else episode
-        raw = _with_frames(whole, frames)
-        small.add([raw])
+        small.add([_with_frames(episode, frames)])
         held = sum(len(one) + 1 for one in small.episodes)
         assert len(small.frames) == held
 

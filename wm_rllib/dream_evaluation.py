@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.imagination import check_dream_settings, seeded, start_states
 from wm_rllib.models.imagining import draw_step_noise, imagined_step
 
@@ -20,7 +21,7 @@ DEFAULT_MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class DreamScore:
+class DreamScore(EvaluationResult):
     """Undiscounted returns and lengths (steps) of N dreamed episodes.
 
     Attributes:
@@ -29,19 +30,7 @@ class DreamScore:
         num_unfinished: Dreams that went on at the limit: their survival is longer than it was measured.
     """
 
-    returns: list[float]
-    lengths: list[int]
     num_unfinished: int
-
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(np.mean(self.returns))
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation of the returns."""
-        return float(np.std(self.returns))
 
 
 @torch.no_grad()

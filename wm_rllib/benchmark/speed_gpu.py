@@ -131,7 +131,7 @@ def _cell(cell: Cell, result: Result, end: float, sample_s: float) -> Result:
     except Exception as error:
         line["error"] = _text(error)
         if not isinstance(error, OutOfTimeError):
-            line["traceback"] = traceback.format_exc()
+            traceback.print_exc()  # not into the file: it names folders of the machine
     if setup.mode == COMPILED:
         torch._dynamo.reset()
     _free(setup.device)
