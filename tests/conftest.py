@@ -24,9 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Every test draws the same numbers, alone or with others."""
+def seeded() -> Iterator[None]:
+    """Every test draws the same numbers, alone or with others, and leaves torch as it found it."""
     torch.manual_seed(0)
+    yield
+    assert torch.is_grad_enabled(), "this test leaves gradients off for all that follow"
 
 
 @pytest.fixture(scope="module", autouse=True)

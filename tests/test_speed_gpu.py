@@ -96,6 +96,15 @@ def test_the_time_limit_ends_what_runs():
         pass
 
 
+def test_the_time_limit_leaves_gradients_on():
+    """The alarm may ring inside of `no_grad`, between its switch and the block that would put it back."""
+    with pytest.raises(OutOfTimeError), time_limit(0.05):
+        torch.set_grad_enabled(False)
+        while True:
+            pass
+    assert torch.is_grad_enabled()
+
+
 def test_precision_is_put_back():
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for precision, allowed in ((FLOAT32, False), (TF32, True)):

@@ -50,7 +50,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `OutOfTimeError` in what runs longer, compilation included; without effect outside of the main thread."""
+    """Raises `OutOfTimeError` in what runs longer, compilation included; without effect outside of the main thread.
+
+    The error may rise between any two instructions, also within `torch.no_grad`'s own, before there is anything to put
+    its switch back: the switch is put back here.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
@@ -58,6 +62,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise OutOfTimeError(f"took longer than {seconds:.0f} s")
 
+    gradients = torch.is_grad_enabled()
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
     try:
@@ -65,6 +70,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        torch.set_grad_enabled(gradients)
 
 
 def synchronise(device: torch.device) -> None:
