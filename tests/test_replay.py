@@ -13,6 +13,7 @@ import ray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from wm_rllib.frame_store import FrameStore, Storage
 from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, SequenceReplay
 from wm_rllib.replay_service import ReplayService, as_fit_batch
 
@@ -314,3 +315,57 @@ def test_first_observations_are_drawn_by_the_seed():
     assert one.shape == (20, 2) and {tuple(row) for row in one} <= first
     assert (one == again).all() and (one != other).any()
     assert SequenceReplay(10, 0).draw_first_observations(3, 0).size == 0
+
+
+def chunk_of_pictures(number: int, start: int, stop: int, *, noisy: bool) -> SingleAgentEpisode:
+    """Steps [start, stop) of an episode of 8x8x3 frames: of one colour, or of noise, which does not compress."""
+    plain = chunk(number, start, stop)
+    rng = np.random.default_rng([number, 0])
+    frames = rng.integers(256, size=(1000, 8, 8, 3) if noisy else (1000, 1, 1, 3), dtype=np.uint8)
+    return SingleAgentEpisode(
+        id_=plain.id_,
+        observations=list(np.broadcast_to(frames, (1000, 8, 8, 3))[start : stop + 1]),
+        actions=list(plain.actions.data),
+        rewards=list(plain.rewards.data),
+        infos=[{}] * (stop - start + 1),
+        t_started=start,
+        len_lookback_buffer=0,
+    ).to_numpy()
+
+
+@pytest.mark.parametrize("storage", ["memory", "compressed", "disk"])
+def test_frames_stay_within_their_bytes(storage: Storage, tmp_path: Path):
+    most = 192 * 100
+    replay = SequenceReplay(10_000, 0, FrameStore(storage, str(tmp_path), most))
+    rng, last, held = np.random.default_rng(0), 0, []
+    for number in range(40):
+        steps = int(rng.integers(1, 40))
+        replay.add([chunk_of_pictures(number, 0, steps, noisy=number % 3 > 0)])
+        last = steps + 7
+        replay.add([chunk_of_pictures(number, steps, last, noisy=number % 3 > 0)])  # goes on: one frame is shared
+        numbers = np.concatenate([episode.observations.data for episode in replay.episodes])
+        assert replay.frames.size_of(numbers) <= most
+        assert len(np.unique(numbers)) == len(numbers) == len(replay.frames)
+        held.append(len(replay))
+    assert [episode.id_ for episode in replay.episodes] == [str(n) for n in range(40 - len(replay.episodes), 40)]
+    # No more left than had to: the next older episode, of at most 47 frames, would not have found room.
+    assert min(held[10:]) + len(replay.episodes) + 47 > most / 192
+    assert replay.capacity == 10_000
+
+
+def test_the_newest_episode_stays_whatever_it_takes():
+    replay = SequenceReplay(10_000, 0, FrameStore(max_bytes=192 * 10))
+    for number in range(3):
+        replay.add([chunk_of_pictures(number, 0, 50, noisy=True)])
+    assert [episode.id_ for episode in replay.episodes] == ["2"] and len(replay) == 50
+
+
+def test_bytes_are_bounded_after_a_restore_too(tmp_path: Path):
+    service = ReplayService(10_000, 0, max_frame_bytes=192 * 100)
+    service._replay.add([chunk_of_pictures(number, 0, 30, noisy=True) for number in range(3)])
+    assert len(service._replay) == 90
+    service.save(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    restored = ReplayService(10_000, 0, max_frame_bytes=192 * 70)
+    restored.restore(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    restored._replay.add([chunk_of_pictures(7, 0, 20, noisy=True)])
+    assert [len(episode) for episode in restored._replay.episodes] == [30, 20]

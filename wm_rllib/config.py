@@ -291,6 +291,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             nll_coeff=self.nll_coeff,
             reward_loss_coeff=self.reward_loss_coeff,
             termination_loss_coeff=self.termination_loss_coeff,
+            termination_positive_weight=float(self.termination_positive_weight),
             shuffled_coeff=float(self.shuffled_coeff),
             ensemble_size=self.ensemble_size,
             temperature=float(self.temperature),

@@ -43,6 +43,7 @@ class WorldModelSections:
         self.nll_coeff = 0.1
         self.reward_loss_coeff = 1.0
         self.termination_loss_coeff = 5.0
+        self.termination_positive_weight = 1.0
         self.shuffled_coeff = 0.1
         self.ensemble_size = 3
         self.transfer_from: str | None = None
@@ -58,6 +59,7 @@ class WorldModelSections:
         self.random_collection_steps = 300
         self.online_collection = True
         self.replay_capacity = 100_000
+        self.replay_max_gigabytes: float | None = None
         self.greedy_fraction = 0.5
 
     def _set_dreamer_defaults(self) -> None:
@@ -113,6 +115,7 @@ class WorldModelSections:
         nll_coeff: float = NotProvided,
         reward_loss_coeff: float = NotProvided,
         termination_loss_coeff: float = NotProvided,
+        termination_positive_weight: float = NotProvided,
         shuffled_coeff: float = NotProvided,
         ensemble_size: int = NotProvided,
         transfer_from: str | None = NotProvided,
@@ -128,6 +131,7 @@ class WorldModelSections:
         random_collection_steps: int = NotProvided,
         online_collection: bool = NotProvided,
         replay_capacity: int = NotProvided,
+        replay_max_gigabytes: float | None = NotProvided,
         greedy_fraction: float = NotProvided,
     ) -> WorldModelPPOConfig:
         """Sets V, M, their training and their data.
@@ -164,6 +168,8 @@ class WorldModelSections:
             nll_coeff: Weight of the latent's likelihood in M's loss.
             reward_loss_coeff: Weight of the reward error.
             termination_loss_coeff: Weight of the termination cross-entropy.
+            termination_positive_weight: How many times a terminating transition counts in it: more than 1 helps where
+                ends are rare; predicted probabilities stay what they are.
             shuffled_coeff: Weight, in the termination loss, of transitions that are shuffled dimension by dimension and
                 count as no termination: M believes in ends where it saw them, and not beyond. 0: none.
             ensemble_size: Members of the ensemble that says where M is unsure; 0 for none.
@@ -186,6 +192,9 @@ class WorldModelSections:
                 M stay as pretraining left them, and C never sees a real reward. Needs an `imagination_ratio` of 1.
                 Schedules, which go by real steps, then stand still from the end of the random phase on.
             replay_capacity: Env steps the replay holds.
+            replay_max_gigabytes: Of images, as they are stored (10^9 bytes): whole episodes leave, oldest first, when
+                there are more, but for the newest. Room for up to 16 MB of new ones comes on top. None: any number
+                that `replay_capacity` steps have.
             greedy_fraction: Share of each env runner's environments, rounded down, that act greedily where most of a
                 batch is imagined: M has to know where the policy leads that is evaluated and used.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol, get_args
@@ -34,9 +35,12 @@ class Slabs(Protocol):
     def clear(self, number: int) -> None:
         """Forgets a frame."""
 
+    def size_of(self, number: int) -> int:
+        """Bytes that a frame takes."""
+
     @property
     def num_bytes(self) -> int:
-        """What the frames take."""
+        """What the frames take, room for more included."""
 
 
 class MemorySlabs:
@@ -76,6 +80,10 @@ class MemorySlabs:
     def clear(self, number: int) -> None:
         """See `Slabs`: the room stays, and is used again."""
 
+    def size_of(self, number: int) -> int:
+        """See `Slabs`: all are of one size."""
+        return math.prod(self._shape) * self._dtype.itemsize
+
     @property
     def num_bytes(self) -> int:
         """See `Slabs`."""
@@ -108,6 +116,10 @@ class CompressedSlabs:
         """See `Slabs`."""
         self._packed[number] = b""
 
+    def size_of(self, number: int) -> int:
+        """See `Slabs`."""
+        return len(self._packed[number])
+
     @property
     def num_bytes(self) -> int:
         """See `Slabs`."""
@@ -120,12 +132,14 @@ class FrameStore:
     Args:
         storage: "memory"; "compressed": by LZ4, in memory; "disk": in files of a temporary folder, mapped into memory.
         directory: Where "disk" makes that folder; None: where the system has its temporary files.
+        max_bytes: Of frames that should be held at once; see `excess_bytes`. None: any number.
     """
 
-    def __init__(self, storage: Storage = "memory", directory: str | None = None):
+    def __init__(self, storage: Storage = "memory", directory: str | None = None, max_bytes: float | None = None):
         if storage not in get_args(Storage):
             raise ValueError(f"storage is {storage!r}, but must be one of {', '.join(map(repr, get_args(Storage)))}.")
-        self._storage, self._directory = storage, directory
+        self._storage, self._directory, self._max_bytes = storage, directory, max_bytes
+        self._held_bytes = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._slabs: Slabs | None = None
         self._shape: tuple[int, ...] = ()
@@ -152,6 +166,16 @@ class FrameStore:
         latents = 0 if self._latents is None else self._latents.nbytes
         return latents + (self._slabs.num_bytes if self._slabs else 0)
 
+    @property
+    def excess_bytes(self) -> float:
+        """By how much the frames held exceed `max_bytes`: so much should be freed by whoever has their numbers."""
+        return 0.0 if self._max_bytes is None else max(0.0, self._held_bytes - self._max_bytes)
+
+    def size_of(self, numbers: np.ndarray) -> int:
+        """Bytes that frames [N] take."""
+        assert self._slabs is not None
+        return sum(map(self._slabs.size_of, numbers.tolist()))
+
     # --- frames ------------------------------------------------------------------------------------------------------
 
     def add(self, frames: np.ndarray) -> np.ndarray:
@@ -174,6 +198,7 @@ class FrameStore:
         assert self._slabs is not None
         for start, stop in _runs(taken, self._slab_size):
             self._slabs.write(int(taken[start]), frames[start:stop])
+        self._held_bytes += self.size_of(taken)
         self._is_held[taken], self._is_encoded[taken] = True, False
         return taken
 
@@ -194,6 +219,7 @@ class FrameStore:
     def free(self, numbers: np.ndarray) -> None:
         """Gives numbers back, whose frames nobody needs any more."""
         assert self._slabs is not None
+        self._held_bytes -= self.size_of(numbers)
         for number in numbers.tolist():
             self._slabs.clear(number)
         self._free += numbers.tolist()
@@ -266,6 +292,7 @@ class FrameStore:
         self._free = list(state["free"])
         self._latents = None if state["latents"] is None else np.array(state["latents"])
         self._is_encoded, self._is_held = np.array(state["is_encoded"]), np.array(state["is_held"])
+        self._held_bytes = self.size_of(np.flatnonzero(self._is_held))
 
     def num_shards(self) -> int:
         """Slabs."""

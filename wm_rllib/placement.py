@@ -110,7 +110,8 @@ def make_server(*, remote: bool) -> Any:
 
 def make_replay(config: Any, seed: int | None) -> Any:
     """The replay: an actor on the driver's node, so that it can write checkpoints itself, or an object."""
-    storage = config.replay_storage, config.replay_directory
+    most = config.replay_max_gigabytes
+    storage = config.replay_storage, config.replay_directory, None if most is None else most * 1e9
     arguments = (config.replay_capacity, seed, config.wm_log_level, *storage)
     if not config.replay_is_remote:
         return ReplayService(*arguments)

@@ -32,7 +32,8 @@ Arrays = dict[str, np.ndarray]
 class SequenceReplay(EpisodeReplayBuffer):
     """RLlib's `EpisodeReplayBuffer` of raw (not encoded) episodes, with the draws this algorithm needs.
 
-    Bounded by `capacity` env steps: whole episodes leave, oldest first. Actions are in policy space (wm_rllib.spaces).
+    Bounded by `capacity` env steps and by the bytes that `frames` should hold: whole episodes leave, oldest first, but
+    for the newest. Actions are in policy space (wm_rllib.spaces).
     RLlib leaves its generator unseeded and outside the checkpoint; here it is seeded and saved.
 
     Observations that are images lie in a `FrameStore`, each once, and episodes hold their numbers.
@@ -45,6 +46,7 @@ class SequenceReplay(EpisodeReplayBuffer):
 
     def __init__(self, capacity: int, seed: int | None, frames: FrameStore | None = None):
         super().__init__(capacity=capacity)
+        self._max_steps = capacity
         self.rng = np.random.default_rng(seed)
         self.frames = FrameStore() if frames is None else frames  # an empty one is false
         self._newest: dict[str, int] = {}
@@ -65,10 +67,27 @@ class SequenceReplay(EpisodeReplayBuffer):
             if index is not None and self.episodes[index - self._num_episodes_evicted].t != episode.t_started:
                 episode.id_ = f"{episode.id_}/{episode.t_started}"
             held, evicted = list(self.episodes), self._num_episodes_evicted
-            super().add(self._with_numbers(episode) if is_image(episode.observations.data.shape[1:]) else episode)
+            if is_image(episode.observations.data.shape[1:]):
+                self._add_within_bytes(self._with_numbers(episode))
+            else:
+                super().add(episode)
             for gone in held[: self._num_episodes_evicted - evicted] if self.holds_frames else []:
                 self.frames.free(gone.observations.data)
             self._newest[episode.id_] = self._newest.get(episode.id_, 0) + len(episode)
+
+    def _add_within_bytes(self, episode: SingleAgentEpisode) -> None:
+        """Adds a chunk whose frames are stored; as many of the oldest episodes leave as take what is too much."""
+        steps, excess = len(self) + len(episode), self.frames.excess_bytes
+        for oldest in self.episodes:
+            if excess <= 0:
+                break
+            steps -= len(oldest)
+            excess -= self.frames.size_of(oldest.observations.data)
+            self.capacity = min(self._max_steps, steps)
+        try:
+            super().add(episode)
+        finally:
+            self.capacity = self._max_steps
 
     def _with_numbers(self, episode: SingleAgentEpisode) -> SingleAgentEpisode:
         """The same chunk with its frames in the store; a frame that it shares with the chunk before goes there once."""

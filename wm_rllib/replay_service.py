@@ -34,6 +34,7 @@ class ReplayService:
         log_level: Of this package's loggers.
         storage: How frames are kept; see `FrameStore`.
         directory: Where, if on disk.
+        max_frame_bytes: The most that they should take.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class ReplayService:
         log_level: str = "warning",
         storage: Storage = "memory",
         directory: str | None = None,
+        max_frame_bytes: float | None = None,
     ):
         set_log_level(log_level)
-        self._storage: tuple[Storage, str | None] = storage, directory
+        self._storage: tuple[Storage, str | None, float | None] = storage, directory, max_frame_bytes
         self._replay = SequenceReplay(capacity, seed, FrameStore(*self._storage))
 
     def add(self, episode_refs: list[ray.ObjectRef]) -> int:

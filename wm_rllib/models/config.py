@@ -49,6 +49,8 @@ class MDNRNNConfig:
     """Members of the ensemble that says where M is not to be trusted; 0 for none."""
     temperature: float = 1.0
     """What `imagine_rollout` and `DreamEnv` dream at unless they are told; checkpoints from before do not say."""
+    termination_positive_weight: float = 1.0
+    """How many times a termination counts in the termination loss; checkpoints from before do not say."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -224,8 +225,8 @@ class MDNRNN(nn.Module):
 
         Returns:
             Means over the unmasked transitions: `nll` in nats, `reward` half squared error in normalised units,
-            `termination` cross-entropy in nats; `total` weighs them by the config, and has the ensemble's loss and that
-            of shuffled transitions in it.
+            `termination` cross-entropy in nats, not weighted; `total` weighs them by the config, and has the ensemble's
+            loss and that of shuffled transitions in it.
         """
         z = z.detach()
         noisy, shift = self._disturbed(z[:, :-1])
@@ -240,10 +241,12 @@ class MDNRNN(nn.Module):
         outcome = self.outcome(now + shift, action, after + shift)
         reward_loss = _mean(truth.reward_error(outcome))
         termination_loss = _mean(truth.termination_error(outcome))
+        positive_weight = self.config.termination_positive_weight
+        weighted = _mean(truth.termination_error(outcome, positive_weight))
         total = (
             self.config.nll_coeff * nll
             + self.config.reward_loss_coeff * reward_loss
-            + self.config.termination_loss_coeff * (termination_loss + self._shuffled_loss(now, action, after - now))
+            + self.config.termination_loss_coeff * (weighted + self._shuffled_loss(now, action, after - now))
             + self._ensemble_loss(torch.cat([now, action], -1), after - now, truth)
         )
         return MDNRNNLosses(total, nll, reward_loss, termination_loss)
@@ -262,7 +265,8 @@ class MDNRNN(nn.Module):
         parts = torch.cat([z, change], -1)
         mixed_z, mixed_change = parts.gather(0, torch.rand_like(parts).argsort(0)).chunk(2, -1)
         outcome = self.outcome(mixed_z, action[torch.randperm(len(z), device=z.device)], mixed_z + mixed_change)
-        return weight * nn.functional.softplus(outcome.termination_logit).mean()
+        logit = outcome.termination_logit + math.log(self.config.termination_positive_weight)
+        return weight * nn.functional.softplus(logit).mean()
 
     def _disturbed(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, T, Z] with noise, as M's input in training, and a shift [B, T, Z] for the outcome head's.
@@ -279,7 +283,9 @@ class MDNRNN(nn.Module):
         if self.ensemble is None or self.outcome_ensemble is None:
             return 0.0
         members = self.decode_outcome(self.outcome_ensemble.predict(inputs))
-        return self.ensemble.loss(inputs, change) + self.outcome_ensemble.loss(members, truth)
+        return self.ensemble.loss(inputs, change) + self.outcome_ensemble.loss(
+            members, truth, self.config.termination_positive_weight
+        )
 
 
 def _linear(network: nn.Module, index: int) -> nn.Linear | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +62,17 @@ class Truth:
         """Half squared error [..., N] of the reward, in its unit, given whether the episode ended."""
         return 0.5 * ((outcome.reward_if(self.terminated) - self.reward) / self.unit).square()
 
-    def termination_error(self, outcome: Outcome) -> Tensor:
-        """Cross-entropy [..., N] of the termination, in nats."""
-        logit = outcome.termination_logit
+    def termination_error(self, outcome: Outcome, positive_weight: float = 1.0) -> Tensor:
+        """Cross-entropy [..., N] of the termination, in nats; terminations count `positive_weight` times.
+
+        What is weighted is the cross-entropy of a logit that is higher by the weight's logarithm (King and Zeng 2001,
+        "Logistic regression in rare events data"), so that the smallest error is that of the true probability, with
+        any weight: rare ends get large gradients, and dreams do not end more often for it.
+        """
+        logit = outcome.termination_logit + math.log(positive_weight)
         target = self.terminated.to(logit.dtype).expand_as(logit)
-        return functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        weight = logit.new_full((), positive_weight)
+        return functional.binary_cross_entropy_with_logits(logit, target, pos_weight=weight, reduction="none")
 
 
 class OutcomeEnsemble(Members):
@@ -83,12 +90,13 @@ class OutcomeEnsemble(Members):
     def __init__(self, input_dim: int, size: int, hidden_dim: int = 128):
         super().__init__(input_dim, 3, size, hidden_dim)
 
-    def loss(self, members: Outcome, truth: Truth) -> Tensor:
+    def loss(self, members: Outcome, truth: Truth, positive_weight: float = 1.0) -> Tensor:
         """Reward's and termination's errors, summed over the members, mean over [N]; in training updates `usual`.
 
         Args:
             members: The members' predictions, all [E, N].
             truth: What happened.
+            positive_weight: See `Truth.termination_error`.
         """
         self.record_usual(members.reward_spread().detach())
-        return self.mean_of_shown(truth.reward_error(members) + truth.termination_error(members))
+        return self.mean_of_shown(truth.reward_error(members) + truth.termination_error(members, positive_weight))
