@@ -35,7 +35,7 @@ def config_of(**dreamers: Any) -> WorldModelPPOConfig:
             vae_pretrain_epochs=3,
             vae_online_lr_fraction=0.0,
             mdn_hidden_dim=16,
-            pretrain_epochs=1,
+            pretrain_epochs=20,
             updates_per_step=0.05,
             random_collection_steps=RANDOM_STEPS,
         )
@@ -67,7 +67,8 @@ def test_v_and_m_are_fitted_and_dreamed_in(trained: Any):
     pretraining = results[1]
     assert {"fit_vae", "encode", "fit_mdn"} <= set(pretraining["seconds"])
     assert pretraining["vae"]["explained"] is not None and pretraining["vae"]["moving_explained"] is not None
-    assert pretraining["mdn"]["nll"] is not None
+    assert pretraining["mdn"]["nll"] < pretraining["mdn"]["nll_at_start"]
+    assert pretraining["vae"]["reconstruction_loss"] < pretraining["vae"]["reconstruction_loss_at_start"]
     for result in results[2:]:
         assert result["vae"]["explained"] is None  # V keeps its weights, so that latents stay true
         assert result["imagination"]["ratio"] == pytest.approx(0.8, abs=0.01)

@@ -33,10 +33,12 @@ PPO_METRICS = {
 """Our name under ppo/, and RLlib's."""
 FIT_METRICS = (
     "vae/reconstruction_loss",
+    "vae/reconstruction_loss_at_start",
     "vae/kl_divergence",
     "vae/explained",
     "vae/moving_explained",
     "mdn/nll",
+    "mdn/nll_at_start",
     "mdn/reward_loss",
     "mdn/termination_loss",
 )

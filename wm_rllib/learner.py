@@ -45,6 +45,9 @@ ENCODED_AT_ONCE = 512
 MEASURED_SEQUENCES = 1024
 """Of a fit, that M's units of change are measured on."""
 
+LOSSES_AT_START, AT_START, FIRST_SHARE = ("vae/reconstruction_loss", "mdn/nll"), "_at_start", 0.05
+"""Losses whose means over the first gradient steps of a fit are reported too: by how much it lowers them."""
+
 
 class WorldModelPPOLearner(MergingLearner):
     """RLlib's PPO learner that merges in dreams, and fits the world-model module when given its batches."""
@@ -235,10 +238,7 @@ class WorldModelPPOLearner(MergingLearner):
         logger.debug("%s done at real step %s", "fit" if self._fitting else "update", timesteps)
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
         if self._fitting:
-            for name in self._fit_losses[0]:
-                mean = torch.stack([losses[name] for losses in self._fit_losses]).mean()
-                self.metrics.log_value((WORLD_MODEL_MODULE_ID, name), mean, window=1)
-            self._fit_losses.clear()
+            self._log_fit_losses()
             self._share_buffers()
             TorchLearner.after_gradient_based_update(self, timesteps=timesteps)
         else:
@@ -246,6 +246,17 @@ class WorldModelPPOLearner(MergingLearner):
                 for name, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID):
                     log_learning_rate(self.metrics, name, optimizer)
             super().after_gradient_based_update(timesteps=timesteps)
+
+    def _log_fit_losses(self) -> None:
+        first = max(1, int(FIRST_SHARE * len(self._fit_losses)))
+        begins = self._fit_progress is None or self._fit_progress[0] == 0
+        for name in self._fit_losses[0]:
+            values = torch.stack([losses[name] for losses in self._fit_losses])
+            self.metrics.log_value((WORLD_MODEL_MODULE_ID, name), values.mean(), window=1)
+            if begins and name in LOSSES_AT_START:
+                at_start = f"{name}{AT_START}"
+                self.metrics.log_value((WORLD_MODEL_MODULE_ID, at_start), values[:first].mean(), window=1)
+        self._fit_losses.clear()
 
     def _share_buffers(self) -> None:
         """Gives all learners rank 0's record of what disagreement is usual, which each kept of its own batches."""
