@@ -123,7 +123,7 @@ def test_lost_experience_is_not_judged(build: Any, monkeypatch: pytest.MonkeyPat
         algorithm.train()
     gate = algorithm._state.to_dict()["gate"]
     monkeypatch.setattr(algorithm._replay.service._replay, "_newest", {})
-    monkeypatch.setattr(algorithm._replay.service, "add", lambda refs: 0)
+    monkeypatch.setattr(algorithm._replay.service, "add", lambda refs: algorithm._replay.service.stats())
     result = algorithm.train()
     assert algorithm._state.to_dict()["gate"] == gate
     assert progress_row(result)["imagination/skill_next"] is None

@@ -192,9 +192,8 @@ class WorldModelSections:
                 M stay as pretraining left them, and C never sees a real reward. Needs an `imagination_ratio` of 1.
                 Schedules, which go by real steps, then stand still from the end of the random phase on.
             replay_capacity: Env steps the replay holds.
-            replay_max_gigabytes: Of images, as they are stored (10^9 bytes): whole episodes leave, oldest first, when
-                there are more, but for the newest. Room for up to 16 MB of new ones comes on top. None: any number
-                that `replay_capacity` steps have.
+            replay_max_gigabytes: What images may take (10^9 bytes), as they are stored: whole episodes leave, oldest
+                first, but for the newest. None: as much as `replay_capacity` steps take.
             greedy_fraction: Share of each env runner's environments, rounded down, that act greedily where most of a
                 batch is imagined: M has to know where the policy leads that is evaluated and used.
         """

@@ -17,6 +17,9 @@ Storage = Literal["memory", "compressed", "disk"]
 SLAB_BYTES = 16 * 2**20
 """Of frames that memory is asked for at a time, and that a checkpoint writes into one file."""
 
+LEAST_SLABS = 32
+"""That frames are spread over when their bytes are bounded, for how much of them stays empty."""
+
 SHARD_NAME = "frames-{:05d}.npy"
 
 
@@ -132,7 +135,7 @@ class FrameStore:
     Args:
         storage: "memory"; "compressed": by LZ4, in memory; "disk": in files of a temporary folder, mapped into memory.
         directory: Where "disk" makes that folder; None: where the system has its temporary files.
-        max_bytes: Of frames that should be held at once; see `excess_bytes`. None: any number.
+        max_bytes: Of frames, with room for more; see `excess_bytes`. None: any number.
     """
 
     def __init__(self, storage: Storage = "memory", directory: str | None = None, max_bytes: float | None = None):
@@ -168,8 +171,15 @@ class FrameStore:
 
     @property
     def excess_bytes(self) -> float:
-        """By how much the frames held exceed `max_bytes`: so much should be freed by whoever has their numbers."""
-        return 0.0 if self._max_bytes is None else max(0.0, self._held_bytes - self._max_bytes)
+        """Bytes of frames to be freed by whoever has their numbers, so that the next ones stay within `max_bytes`.
+
+        There is to be room for a slab that is partly empty, and for as many new frames, which come before old ones go.
+        """
+        return 0.0 if self._max_bytes is None else max(0.0, self._held_bytes - self._max_bytes + 2 * self._slab_bytes)
+
+    @property
+    def _slab_bytes(self) -> float:
+        return SLAB_BYTES if self._max_bytes is None else min(SLAB_BYTES, self._max_bytes / LEAST_SLABS)
 
     def size_of(self, numbers: np.ndarray) -> int:
         """Bytes that frames [N] take."""
@@ -227,7 +237,7 @@ class FrameStore:
 
     def _open(self, shape: tuple[int, ...], dtype: np.dtype, slab_size: int | None = None) -> None:
         self._shape, self._dtype = tuple(shape), dtype
-        self._slab_size = slab_size or max(1, SLAB_BYTES // (int(np.prod(shape)) * dtype.itemsize))
+        self._slab_size = slab_size or max(1, int(self._slab_bytes) // (math.prod(shape) * dtype.itemsize))
         if self._storage == "compressed":
             self._slabs = CompressedSlabs(self._shape, dtype, self._slab_size)
             return

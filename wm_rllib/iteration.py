@@ -58,6 +58,7 @@ class IterationReport:
         self.surplus_rows = 0
         self.num_cuts = 0
         self.fit_updates = 0
+        self.replay: dict[str, float] = {}
         self.dropped_rows = 0
         self.lost_rows = 0
         self.updates_skipped = 0
@@ -125,6 +126,7 @@ class IterationReport:
             },
             "dream_evaluation": dict(self.dream_evaluation),
             "trust": dict(self.trust),
+            "replay": dict(self.replay),
             "vae": self._losses("vae"),
             "mdn": self._losses("mdn"),
             "ppo": self._losses("ppo"),
@@ -159,6 +161,11 @@ class IterationReport:
             "judged_gap_error": judgement.gap_error if judgement else None,
         }
         self.trust = dict(judgement.trust) if judgement else {}
+
+    def add_replay(self, stats: dict[str, int]) -> None:
+        """Keeps what the replay held after this iteration's real steps came in."""
+        gigabytes = stats["frame_bytes"] / 1e9
+        self.replay = {"steps": stats["num_timesteps"], "episodes": stats["num_episodes"], "gigabytes": gigabytes}
 
     def add_gate(self, gate: Gate, horizon: int) -> None:
         """Keeps what the gate made of all that it was told."""

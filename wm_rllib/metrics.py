@@ -92,6 +92,9 @@ METRICS: dict[str, Metric] = {
     ),
     "trust/ends_expected": Metric("Ends that M expected on the steps it was judged on.", "ends"),
     "trust/ends_seen": Metric("Ends that there were on these steps.", "ends"),
+    "replay/steps": Metric("Env steps that the replay holds, when new ones have come in; null if none did.", "steps"),
+    "replay/episodes": Metric("Episodes, or parts of them, that it holds.", "episodes"),
+    "replay/gigabytes": Metric("Its images, as stored and with room for more, and their latents.", "10^9 bytes"),
     "vae/reconstruction_loss": Metric("Reconstruction error of V on normalised observations.", "squared error"),
     "vae/reconstruction_loss_at_start": Metric(
         "The same over the first twentieth of a fit's gradient steps, or of those of its first call to the learners.",

@@ -50,8 +50,8 @@ class ReplayService:
         self._storage: tuple[Storage, str | None, float | None] = storage, directory, max_frame_bytes
         self._replay = SequenceReplay(capacity, seed, FrameStore(*self._storage))
 
-    def add(self, episode_refs: list[ray.ObjectRef]) -> int:
-        """Adds lists of raw episodes; returns the number of env steps held.
+    def add(self, episode_refs: list[ray.ObjectRef]) -> dict[str, int]:
+        """Adds lists of raw episodes; returns what is held then, as `stats`.
 
         A list whose env runner has died since is lost with it, and left out.
         """
@@ -63,7 +63,7 @@ class ReplayService:
                 logger.warning("raw episodes were lost with their env runner: %s", error)
         self._replay.add(episodes)
         logger.debug("replay holds %d env steps", len(self._replay))
-        return len(self._replay)
+        return self.stats()
 
     def reseed(self, seed: int) -> None:
         """Starts the generator afresh, at the beginning of a stage."""
@@ -120,7 +120,7 @@ class ReplayService:
         return None if arrays is None else ray.put(arrays)
 
     def stats(self) -> dict[str, int]:
-        """Numbers for logs and tests: env steps and episodes held, env steps ever added."""
+        """Env steps and episodes held, env steps ever added, frames held, and bytes of frames and their latents."""
         return {
             "num_timesteps": self._replay.get_num_timesteps(),
             "num_episodes": self._replay.get_num_episodes(),

@@ -143,7 +143,7 @@ class Stages:
         real = combine(parts, self.num_shards, ages, self.config.max_staleness)
         with self.report.stage("replay"):
             if real.raw_refs:
-                call(self.parts.replay.service, "add", real.raw_refs)
+                self.report.add_replay(call(self.parts.replay.service, "add", real.raw_refs))
         self.parts.metrics.aggregate(real.metrics, key=ENV_RUNNER_RESULTS)
         state.num_env_steps += real.num_timesteps
         return real
