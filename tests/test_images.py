@@ -17,7 +17,7 @@ from wm_rllib import WorldModelPPOConfig
 from wm_rllib.dream_env import DreamEnv
 from wm_rllib.frame_store import SLAB_BYTES, FrameStore
 from wm_rllib.policy import load_policy
-from wm_rllib.replay import LATENTS, MASK, SequenceReplay
+from wm_rllib.replay import LATENTS, MASK, SequenceReplay, with_observations
 
 pytestmark = pytest.mark.integration
 RANDOM_STEPS = 600
@@ -145,26 +145,9 @@ def test_frames_leave_with_their_episodes(trained: Any):
     frames = replay_of(trained[0]).frames
     small = SequenceReplay(100, 0, FrameStore())
     for episode in episodes:
-        small.add([_with_frames(episode, frames)])
+        small.add([with_observations(episode, frames.get(episode.observations.data))])
         held = sum(len(one) + 1 for one in small.episodes)
         assert len(small.frames) == held
-
-
-def _with_frames(episode: Any, frames: FrameStore) -> Any:
-    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-
-    numbers = episode.observations.data
-    return SingleAgentEpisode(
-        id_=episode.id_,
-        observations=list(frames.get(numbers)),
-        actions=list(episode.actions.data),
-        rewards=list(episode.rewards.data),
-        infos=[{}] * len(numbers),
-        terminated=episode.is_terminated,
-        truncated=episode.is_truncated,
-        t_started=episode.t_started,
-        len_lookback_buffer=0,
-    ).to_numpy()
 
 
 def test_remote_parts_pass_frames_by_reference(local_ray: None):

@@ -14,7 +14,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from wm_rllib.frame_store import LEAST_SLABS, FrameStore, Storage
-from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, SequenceReplay
+from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, SequenceReplay, with_observations
 from wm_rllib.replay_service import ReplayService, as_fit_batch
 
 LENGTH = 6
@@ -322,15 +322,7 @@ def chunk_of_pictures(number: int, start: int, stop: int, *, noisy: bool) -> Sin
     plain = chunk(number, start, stop)
     rng = np.random.default_rng([number, 0])
     frames = rng.integers(256, size=(1000, 8, 8, 3) if noisy else (1000, 1, 1, 3), dtype=np.uint8)
-    return SingleAgentEpisode(
-        id_=plain.id_,
-        observations=list(np.broadcast_to(frames, (1000, 8, 8, 3))[start : stop + 1]),
-        actions=list(plain.actions.data),
-        rewards=list(plain.rewards.data),
-        infos=[{}] * (stop - start + 1),
-        t_started=start,
-        len_lookback_buffer=0,
-    ).to_numpy()
+    return with_observations(plain, np.broadcast_to(frames, (1000, 8, 8, 3))[start : stop + 1])
 
 
 @pytest.mark.parametrize("storage", ["memory", "compressed", "disk"])

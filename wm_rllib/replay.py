@@ -98,17 +98,7 @@ class SequenceReplay(EpisodeReplayBuffer):
         else:
             last = self.episodes[index - self._num_episodes_evicted].observations.data[-1:]
             numbers = np.append(last, self.frames.add(frames[1:]))
-        return SingleAgentEpisode(
-            id_=episode.id_,
-            observations=list(numbers),
-            actions=list(episode.actions.data),
-            rewards=list(episode.rewards.data),
-            infos=[{}] * len(numbers),
-            terminated=episode.is_terminated,
-            truncated=episode.is_truncated,
-            t_started=episode.t_started,
-            len_lookback_buffer=0,
-        ).to_numpy()
+        return with_observations(episode, numbers)
 
     def normalisation(self) -> dict[str, Any]:
         """Units of observations (*O) and rewards (scalars) from all that is held.
@@ -204,18 +194,23 @@ class SequenceReplay(EpisodeReplayBuffer):
 
     def first_observations(self) -> np.ndarray:
         """The first observations [N, *O] of all episodes whose beginning is stored."""
-        first = [_episode_arrays(episode)[0][0] for episode in self.episodes if not episode.t_started]
-        if not first:
-            return np.empty(0)
-        return self.frames.get(np.array(first)) if self.holds_frames else np.stack(first)
+        return self._all_of(self._first())
 
     def draw_first_observations(self, count: int, seed: int | None) -> np.ndarray:
         """First observations [count, *O] of stored episodes, drawn with replacement; [0] if none has its beginning."""
-        whole = [episode.observations.data[0] for episode in self.episodes if not episode.t_started]
-        if not whole:
+        first = self._first()
+        if not first:
             return np.empty(0)
-        chosen = [whole[i] for i in np.random.default_rng(seed).integers(len(whole), size=count)]
-        return self.frames.get(np.array(chosen)) if self.holds_frames else np.stack(chosen)
+        return self._all_of([first[i] for i in np.random.default_rng(seed).integers(len(first), size=count)])
+
+    def _first(self) -> list[np.ndarray]:
+        return [episode.observations.data[0] for episode in self.episodes if not episode.t_started]
+
+    def _all_of(self, held: list[np.ndarray]) -> np.ndarray:
+        """The observations [N, *O] that episodes hold, or hold the numbers of; [0] if there are none."""
+        if not held:
+            return np.empty(0)
+        return self.frames.get(np.array(held)) if self.holds_frames else np.stack(held)
 
     def newest_windows(self, num_windows: int, burn_in: int, horizon: int) -> Arrays | None:
         """Windows that start at steps of the newest `add`, drawn evenly, with the steps before them.
@@ -293,6 +288,21 @@ class SequenceReplay(EpisodeReplayBuffer):
         self.rng.bit_generator.state = state["rng"]
         if state.get(NUM_SHARDS):
             self.frames.set_state(state[FRAMES])
+
+
+def with_observations(episode: SingleAgentEpisode, observations: np.ndarray) -> SingleAgentEpisode:
+    """The same chunk with other observations [T + 1, ...], and without its infos."""
+    return SingleAgentEpisode(
+        id_=episode.id_,
+        observations=list(observations),
+        actions=list(episode.actions.data),
+        rewards=list(episode.rewards.data),
+        infos=[{}] * len(observations),
+        terminated=episode.is_terminated,
+        truncated=episode.is_truncated,
+        t_started=episode.t_started,
+        len_lookback_buffer=0,
+    ).to_numpy()
 
 
 def _positive(scale: float) -> float:

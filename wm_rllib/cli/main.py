@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
@@ -14,6 +15,9 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import add_dream, add_report
 from wm_rllib.cli.output import LOG_LEVELS, configure_output
 from wm_rllib.settings import SettingError
+
+MODULES = {"plan": "planner"}
+"""Of commands, where it is not named as the command."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,37 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Each command imports what it needs, and Ray only where it gets that far.
-    if args.command == "train":
-        from wm_rllib.cli import train
-
-        return train.run(args)
-    if args.command == "sweep":
-        from wm_rllib.cli import sweep
-
-        return sweep.run(args)
-    if args.command == "temperatures":
-        from wm_rllib.cli import temperatures
-
-        return temperatures.run(args)
-    if args.command == "benchmark":
-        from wm_rllib.cli import benchmark
-
-        return benchmark.run(args)
-    if args.command == "plan":
-        from wm_rllib.cli import planner
-
-        return planner.run(args)
-    if args.command == "report":
-        from wm_rllib.cli import report
-
-        return report.run(args)
-    if args.command == "dream":
-        from wm_rllib.cli import dream
-
-        return dream.run(args)
-    from wm_rllib.cli import evaluate
-
-    return evaluate.run(args)
+    module = importlib.import_module(f"wm_rllib.cli.{MODULES.get(args.command, args.command)}")
+    code: int = module.run(args)
+    return code
 
 
 def _import_from_here() -> None:
