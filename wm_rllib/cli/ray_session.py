@@ -11,6 +11,8 @@ from typing import Any
 
 from wm_rllib.cli.errors import CommandError
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) -> Iterator[bool]:
@@ -39,7 +41,7 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
     group: AbstractContextManager[None] = _processes_in_another_group() if local else nullcontext()
     try:
         with group:
-            ray.init(address=address, log_to_driver=show_actor_logs, logging_level=level, **only_local)
+            _init(address=address, log_to_driver=show_actor_logs, logging_level=level, **only_local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if local:
             raise
@@ -49,6 +51,23 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
         yield local
     finally:
         ray.shutdown()
+
+
+def _init(**arguments: Any) -> None:
+    """Starts or joins Ray, in a second attempt where the first was too slow.
+
+    Ray gives its own processes 30 s, and no setting changes that. On a machine with more to do than it can they may
+    take longer; the second time all their files are in memory.
+    """
+    import ray
+
+    try:
+        ray.init(**arguments)
+    except Exception as error:  # Ray raises nothing more specific
+        if "timed out during startup" not in str(error):
+            raise
+        logger.warning("Ray did not start in time on this busy machine; once more")
+        ray.init(**arguments)
 
 
 @contextmanager

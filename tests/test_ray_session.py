@@ -1,0 +1,54 @@
+"""Ray for one command: what happens where it does not start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.ray_session import ray_session
+
+TOO_SLOW = Exception("The current node timed out during startup. This could happen because ...")
+
+
+def attempts(monkeypatch: pytest.MonkeyPatch, *outcomes: Exception | None) -> list[dict[str, Any]]:
+    """Has `ray.init` raise these, one after the other, and returns what it was called with."""
+    calls: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> None:
+        calls.append(arguments)
+        if (outcome := outcomes[len(calls) - 1]) is not None:
+            raise outcome
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return calls
+
+
+def test_a_start_that_took_too_long_is_tried_once_more(monkeypatch: pytest.MonkeyPatch):
+    calls = attempts(monkeypatch, TOO_SLOW, None)
+    with ray_session("local", verbose=False, show_actor_logs=False) as local:
+        assert local
+    assert len(calls) == 2 and calls[0] == calls[1]
+
+
+@pytest.mark.parametrize("outcomes", [(TOO_SLOW, TOO_SLOW), (RuntimeError("no disk"),)])
+def test_anything_else_is_not(monkeypatch: pytest.MonkeyPatch, outcomes: tuple[Exception, ...]):
+    calls = attempts(monkeypatch, *outcomes)
+    with (
+        pytest.raises(type(outcomes[-1]), match=str(outcomes[-1])[:7]),
+        ray_session("local", verbose=False, show_actor_logs=False),
+    ):
+        pass
+    assert len(calls) == len(outcomes)
+
+
+def test_no_cluster_is_one_message(monkeypatch: pytest.MonkeyPatch):
+    attempts(monkeypatch, ConnectionError("nobody there\nmore"))
+    with (
+        pytest.raises(CommandError, match=r"no Ray cluster at 10\.0\.0\.1:6379: nobody there Fix:"),
+        ray_session("10.0.0.1:6379", verbose=False, show_actor_logs=False),
+    ):
+        pass
