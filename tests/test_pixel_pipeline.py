@@ -33,7 +33,7 @@ def test_a_task_is_run_resumed_and_evaluated(tmp_path: Path, monkeypatch: pytest
     config.write_text(yaml.safe_dump(tree))
     bound = 0.0002
     found = run_task(Task(config, {MAX_GIGABYTES: bound}, "stop.iterations", (3, 4)), tmp_path / "run")
-    assert found["iterations"] == [3, 4]
+    assert found["iterations"] == [5, 6]  # random and pretraining, then the mixed ones
     for name in ("reconstruction_loss", "nll"):
         at_start, at_end = found[name]
         assert at_end < at_start

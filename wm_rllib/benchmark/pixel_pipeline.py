@@ -162,8 +162,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "explained": [pretraining["vae/explained"], pretraining["vae/moving_explained"]],
         "nll": [pretraining[f"mdn/nll{at}"] for at in ("_at_start", "")],
         "real_steps": rows[-1]["num_env_steps_sampled_lifetime"],
-        "replay_steps": max(row["replay/steps"] or 0 for row in rows),
-        "replay_gigabytes": max(row["replay/gigabytes"] or 0.0 for row in rows),
+        "replay_steps": max(row.get("replay/steps", 0) for row in rows),
+        "replay_gigabytes": max(row.get("replay/gigabytes", 0.0) for row in rows),
         "stage_seconds": stages,
     }
 
