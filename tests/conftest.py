@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one process, one thread, and a local Ray only where a test module asks for it."""
+"""Fixtures of all tests: one process, one thread, and one local Ray for the test modules that ask for it."""
 
 import os
 
@@ -8,14 +8,20 @@ os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 
 import copy
+import gc
 import sys
+import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the sums of several threads may differ in their last bits
+
+LOCAL_RAY = "local_ray"  # the resource by which that fixture's Ray is known
+IDLE_WITHIN_S = 3.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,23 +37,45 @@ def seeded() -> Iterator[None]:
     assert torch.is_grad_enabled(), "this test leaves gradients off for all that follow"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that use `local_ray` come last and side by side, so that one Ray serves them all."""
+    with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in with_ray)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_ray_left_behind() -> Iterator[None]:
     """An algorithm that is built without `local_ray` starts Ray by itself: the next module must not find it."""
     yield
     ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if ray is not None and ray.is_initialized() and not (_is_local(ray) and _is_idle(ray)):
         ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of this module's own on this machine, with two logical CPUs."""
+def local_ray() -> None:
+    """A Ray on this machine with two logical CPUs; a module that leaves actors behind ends it for the next."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        resources = {LOCAL_RAY: 1.0}
+        options = {"num_cpus": 2, "resources": resources, "include_dashboard": False}
+        ray.init(address="local", **options, logging_level="ERROR", log_to_driver=False)
+
+
+def _is_local(ray: ModuleType) -> bool:
+    return LOCAL_RAY in ray.cluster_resources()
+
+
+def _is_idle(ray: ModuleType) -> bool:
+    """Whether all that ran there has ended; actors without a handle end in a moment."""
+    gc.collect()
+    deadline = time.monotonic() + IDLE_WITHIN_S
+    while time.monotonic() < deadline:
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 class Reference:
