@@ -92,7 +92,9 @@ METRICS: dict[str, Metric] = {
     ),
     "trust/ends_expected": Metric("Ends that M expected on the steps it was judged on.", "ends"),
     "trust/ends_seen": Metric("Ends that there were on these steps.", "ends"),
-    "replay/steps": Metric("Env steps that the replay holds, where new ones have come in; absent where none have.", "steps"),
+    "replay/steps": Metric(
+        "Env steps that the replay holds, where new ones have come in; absent where none have.", "steps"
+    ),
     "replay/episodes": Metric("Episodes, or parts of them, that it holds.", "episodes"),
     "replay/gigabytes": Metric("Its images, as stored and with room for more, and their latents.", "10^9 bytes"),
     "vae/reconstruction_loss": Metric("Reconstruction error of V on normalised observations.", "squared error"),

@@ -25,22 +25,26 @@ from wm_rllib.models.mixture import MixtureNoise
 HORIZON = 15
 
 
-class Dreams:
-    """Whole dreams by `wm_rllib.models.dreaming.dream`. Autocast does not reach it: it multiplies in place."""
+class _Dreams:
+    """A paper-sized world model, a controller, and random starts of `setup.batch` dreams of `HORIZON` steps."""
 
     def __init__(self, setup: Setup):
         self.items = setup.batch * HORIZON
-        device = setup.device
-        self._model = paper_world_model(device).eval()
-        self._policy = _controller(device)
-        self._z, self._state = (
-            torch.randn(setup.batch, LATENT, device=device),
-            self._model.mdn_rnn.initial_state(setup.batch),
-        )
+        self._model = paper_world_model(setup.device).eval()
+        self._policy = _controller(setup.device)
+        self._z = torch.randn(setup.batch, LATENT, device=setup.device)
+        self._state = self._model.mdn_rnn.initial_state(setup.batch)
+
+
+class Dreams(_Dreams):
+    """Whole dreams by `wm_rllib.models.dreaming.dream`. Autocast does not reach it: it multiplies in place."""
+
+    def __init__(self, setup: Setup):
+        super().__init__(setup)
         self._call: Callable[[], Any] = self._dream
         if setup.mode == GRAPH:
-            self._check_graph(device)
-            self._call, _ = captured(self._dream, device)
+            self._check_graph(setup.device)
+            self._call, _ = captured(self._dream, setup.device)
 
     def _dream(self, noise: DreamNoise | None = None) -> Dream:
         return dream(self._model, self._policy, self._z, self._state, HORIZON, 1.0, noise=noise)
@@ -82,21 +86,15 @@ def captured(work: Callable[[], Any], device: torch.device) -> tuple[Callable[[]
     return graph.replay, result
 
 
-class StepwiseDreams:
+class StepwiseDreams(_Dreams):
     """Dreams whose step, by the public methods of M, is one function, to be compiled: what a compiler makes of it.
 
     It computes what `Dreams` does but for log-probabilities, and keeps only features and rewards.
     """
 
     def __init__(self, setup: Setup):
-        self.items, self._setup = setup.batch * HORIZON, setup
-        device = setup.device
-        self._model = paper_world_model(device).eval()
-        self._policy = _controller(device)
-        self._z, self._state = (
-            torch.randn(setup.batch, LATENT, device=device),
-            self._model.mdn_rnn.initial_state(setup.batch),
-        )
+        super().__init__(setup)
+        self._setup = setup
         self._step = setup.compiled(self._one_step)
 
     @torch.no_grad()
