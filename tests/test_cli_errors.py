@@ -164,7 +164,7 @@ class TestPlan:
     """Where a run starts and what it changes; needs RLlib's config, but no Ray."""
 
     def test_new_run(self):
-        plan = plan_run(arguments("--env", "CartPole-v1", "--stop-return", "475"))
+        plan = plan_run(arguments("--env", "CartPole-v1", "--stop-return", "475", "--set", "evaluation.interval=250"))
         assert plan.folder.path.parts[0] == "runs"
         assert plan.source is None and plan.start.training_iteration == 0
         assert plan.rule.stop_return == 475

@@ -89,7 +89,14 @@ def test_a_run_that_could_never_end_is_an_error(values, said):
     with pytest.raises(CommandError, match=f"{said}.*Fix: stop.iterations"):
         _check_end(values, dream_only())
     _check_end({**values, "stop.iterations": 3}, dream_only())
-    _check_end(values, tiny_config())  # what takes real steps may go on until Ctrl-C
+    _check_end(values, tiny_config(evaluation_interval_steps=50))  # what takes real steps may go on until Ctrl-C
+
+
+def test_a_return_that_is_never_measured_is_an_error():
+    with pytest.raises(CommandError, match=r"stop.return is 100, but nothing is evaluated.*Fix: evaluation.interval"):
+        _check_end({"stop.return": 100.0, "stop.total_timesteps": 2000}, tiny_config())
+    _check_end({"stop.total_timesteps": 2000}, tiny_config())
+    _check_end({"stop.return": 100.0}, tiny_config(evaluation_interval_iterations=2))
 
 
 def test_a_return_may_end_it_where_it_is_measured():

@@ -171,6 +171,27 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             }
         )
 
+    def training(self, *, policy_hidden_dims: list[int] = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
+        """RLlib's section, and the controller's layers.
+
+        Args:
+            policy_hidden_dims: Hidden layers of the policy, and of the critic.
+            **kwargs: See RLlib's `PPOConfig.training`.
+        """
+        super().training(**kwargs)
+        return self._update({"policy_hidden_dims": policy_hidden_dims})
+
+    def learners(self, *, device: str = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
+        """RLlib's section, and where learners compute.
+
+        Args:
+            device: "cpu"; "cuda": a GPU for each learner; "auto": a GPU where this process sees one and learns itself
+                (`num_learners=0`), else what `num_gpus_per_learner` says.
+            **kwargs: See RLlib's `AlgorithmConfig.learners`.
+        """
+        super().learners(**kwargs)
+        return self._update({"device": device})
+
     def resources(self, *, cluster_timeout_s: float = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
         """RLlib's section, and how long the cluster may take to grow.
 

@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_plan(commands)
     _add_sweep(commands)
+    _add_settings(commands)
     _add_temperatures(commands)
     add_benchmark(commands)
     add_report(commands)
@@ -49,9 +50,13 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--config", metavar="FILE.yaml", help="settings; flags and --set win over them")
     add("--env", metavar="ID", help='Gymnasium id, or "package.module:EnvClass"')
     add("--total-timesteps", metavar="N", help="end after this many real steps")
-    add("--stop-return", metavar="R", help="end when an evaluation, and a second one, reach this mean return")
+    add(
+        "--stop-return",
+        metavar="R",
+        help="end when an evaluation, and a second one, reach this; needs evaluation.interval",
+    )
     add("--num-envs", metavar="N", help="environments in each env runner")
-    add("--device", metavar="cpu|cuda|auto", help="where learners and dreamers compute")
+    add("--device", metavar="cpu|cuda|auto", help="where learners compute")
     add("--seed", metavar="S", help="seed of everything random")
     add("--run-dir", metavar="DIR", help="run folder, a path or s3://...; default runs/<env>-<date>-<time>")
     add("--resume", metavar="PATH|auto", help="go on from a checkpoint; auto: the newest in --run-dir, if any")
@@ -98,6 +103,15 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--episodes", metavar="N", help="episodes, one after the other (5)")
     add("--seed", metavar="S", help="seed of the episodes and of the search; default: fresh ones")
     _add_output(add)
+
+
+def _add_settings(commands: argparse._SubParsersAction[_Parser]) -> None:
+    about = "list settings with their defaults, ranges and names in Python"
+    add = commands.add_parser("settings", help=about, description=about, allow_abbrev=False).add_argument
+    add("text", metavar="TEXT", nargs="?", help="only those with this in their key or meaning")
+    add("--markdown", action="store_true", help="as a table, like docs/settings.md")
+    add("--verbose", action="store_true", help="show warnings")
+    add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers")
 
 
 def _add_sweep(commands: argparse._SubParsersAction[_Parser]) -> None:

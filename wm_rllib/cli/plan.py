@@ -200,11 +200,21 @@ def _default_channels() -> list[int]:
 
 
 def _check_end(values: Mapping[str, Any], config: Any) -> None:
-    """Make sure that a run without real steps in its mixed phase can end.
+    """Make sure that what is to end the run can.
 
     Raises:
-        CommandError: If it cannot.
+        CommandError: A return is to end it, but is never measured, or it has no real steps in its mixed phase and
+            nothing else to end it.
     """
+    goal, intervals = (
+        values.get("stop.return"),
+        (config.evaluation_interval_steps, config.evaluation_interval_iterations),
+    )
+    if config.online_collection and goal is not None and intervals == (None, None):
+        raise CommandError(
+            f"stop.return is {goal:g}, but nothing is evaluated, so that it would never be reached. "
+            "Fix: evaluation.interval, the real steps between evaluations, e.g. 500."
+        )
     if config.online_collection or values.get("stop.iterations") is not None:
         return
     total, random_steps = values.get("stop.total_timesteps"), config.random_collection_steps
@@ -215,7 +225,7 @@ def _check_end(values: Mapping[str, Any], config: Any) -> None:
             f"after world_model.data_collection.random_collection_steps ({random_steps}). {fix}"
         )
     is_evaluated = config.evaluation_interval_iterations is not None
-    if total is None and (values.get("stop.return") is None or not is_evaluated):
+    if total is None and (goal is None or not is_evaluated):
         raise CommandError(
             f"with {ONLINE} false the run would never end: neither stop.iterations nor stop.return with "
             f"evaluation.interval_iterations is set. {fix}"
