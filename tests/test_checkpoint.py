@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -140,6 +141,17 @@ def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, overrides)
     assert any(value is not None for value in evaluations)
     phases = [row["phase"] for row in rows]
     assert phases[:3] == ["random", "pretrain", "mixed"]
+
+
+def test_without_its_replay_it_is_no_checkpoint_to_go_on_from(build, tmp_path):
+    algorithm = build(make_config())
+    algorithm.train()
+    path = algorithm.save_to_path(str(tmp_path / "one"))
+    shutil.rmtree(tmp_path / "one" / "replay")
+    with pytest.raises(FileNotFoundError, match=r"one/replay has no replay.*Fix: .*world_model\.transfer\.from"):
+        algorithm.restore_from_path(path)
+    component = f"{path}/learner_group"
+    algorithm.restore_from_path(component, component="learner_group")  # RLlib's way to take a part of it
 
 
 @pytest.mark.parametrize(("iterations", "phase"), [(1, "random"), (2, "pretrain")])

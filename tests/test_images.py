@@ -12,6 +12,7 @@ import torch
 from image_env import DotEnv
 from ray.rllib.core.columns import Columns
 from ray.tune import register_env
+from snapshots import assert_equal
 
 from wm_rllib import WorldModelPPOConfig
 from wm_rllib.dream_env import DreamEnv
@@ -151,16 +152,20 @@ def test_frames_leave_with_their_episodes(trained: Any):
 
 
 def test_remote_parts_pass_frames_by_reference(local_ray: None):
+    """Two learners, whose fits leave now V and now M without gradients."""
     config = config_of(num_dreamers=1, num_cpus_per_dreamer=0.2)
     config.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.2)
+    config.learners(num_learners=2, num_cpus_per_learner=0.2)
     config.replay_storage = "compressed"
     algorithm = config.build_algo()
     try:
         phases = [algorithm.train()["phase"] for _ in range(4)]
         stats = ray.get(algorithm._replay.service.stats.remote())
+        one, other = algorithm.learner_group.foreach_learner(lambda learner: learner.get_state()["rl_module"])
     finally:
         algorithm.stop()
     assert phases[-1] == "mixed" and stats["num_frames"] > RANDOM_STEPS
+    assert_equal(one.get(), other.get())
     assert stats["frame_bytes"] < SLAB_BYTES / 20  # a twentieth of what a single slab in memory takes
 
 

@@ -17,7 +17,7 @@ from wm_rllib import WorldModelPPO
 from wm_rllib.dream_orders import DreamOrder
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.parameter_server import POLICY_REF, WORLD_MODEL_REF
-from wm_rllib.placement import ClusterTooSmallError, check_cluster
+from wm_rllib.placement import ClusterTooSmallError, _near_driver, check_cluster
 from wm_rllib.settings import parse_tree
 
 pytestmark = pytest.mark.integration
@@ -69,6 +69,20 @@ def test_custom_resources_in_yaml():
     assert parse_tree({"dreamers": {"custom_resources_per_dreamer": {"dream_node": 0.5}}}) == {
         "dreamers.custom_resources_per_dreamer": {"dream_node": 0.5}
     }
+
+
+# --- the replay, beside the driver ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(("offered", "reserved"), [({}, 0.0), ({"CPU": 0.2}, 0.0), ({"CPU": 2.0}, 0.25)])
+def test_a_head_without_cpus_gets_the_replay_all_the_same(offered, reserved, monkeypatch):
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [{"NodeID": "far", "Resources": {"CPU": 64.0}}, {"NodeID": here, "Resources": offered}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    options = _near_driver(0.25)
+    assert options["num_cpus"] == reserved
+    assert (options["scheduling_strategy"].node_id, options["scheduling_strategy"].soft) == (here, False)
 
 
 # --- hundreds of dreamers --------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from wm_rllib.overlap import OverlappingTraining
 from wm_rllib.phases import collect_randomly, pretrain, train_in_dreams, train_mixed
 from wm_rllib.planning import Plan
 from wm_rllib.publishing import Publisher
-from wm_rllib.replay_client import ReplayClient
+from wm_rllib.replay_client import ReplayClient, holds_replay
 from wm_rllib.stages import Parts, Stages
 from wm_rllib.training_state import Phase, TrainingState
 
@@ -250,6 +250,24 @@ class WorldModelPPO(EvaluatedPPO):
             self._state.restore(state[TRAINING_STATE])
             self._state.resumes += 1
         self._publisher.publish(self.iteration, policy=True, world_model=True)
+
+    def restore_from_path(
+        self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
+    ) -> None:
+        """RLlib's own, of a whole checkpoint or of one component.
+
+        Raises:
+            FileNotFoundError: A whole checkpoint has no replay. RLlib would go on without, and V and M would be fitted
+                to the newest steps alone.
+        """
+        folder = f"{str(path).rstrip('/')}/{COMPONENT_REPLAY}"
+        if component is None and not holds_replay(folder, filesystem):
+            raise FileNotFoundError(
+                f"{folder} has no replay, so that training cannot go on as it was. Fix: another checkpoint, or a new "
+                "run that starts with this one's V and M (world_model.transfer.from)."
+            )
+        more = {} if component is None else {"component": component}
+        super().restore_from_path(path, filesystem=filesystem, **more, **kwargs)
 
     def cleanup(self) -> None:
         """Ends all actors."""

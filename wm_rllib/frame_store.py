@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol, get_args
 
 import lz4.block
@@ -53,10 +53,10 @@ class MemorySlabs:
         shape: Of a frame, *O.
         dtype: Of its numbers.
         size: Frames of a slab.
-        directory: Where the files are; None: no files.
+        directory: Where the files are, which have no names; None: no files.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, size: int, directory: Path | None):
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, size: int, directory: str | None):
         self._shape, self._dtype, self._size, self._directory = shape, dtype, size, directory
         self._slabs: list[np.ndarray] = []
 
@@ -77,8 +77,9 @@ class MemorySlabs:
         if self._directory is None:
             self._slabs.append(np.empty(shape, self._dtype))
         else:
-            path = self._directory / f"slab-{len(self._slabs):05d}.bin"
-            self._slabs.append(np.memmap(path, self._dtype, "w+", shape=shape))
+            # A file without a name: it is gone with this process, however that ends.
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                self._slabs.append(np.memmap(file, self._dtype, "w+", shape=shape))
 
     def clear(self, number: int) -> None:
         """See `Slabs`: the room stays, and is used again."""
@@ -133,17 +134,17 @@ class FrameStore:
     """Frames by number, and the latents that V makes of them. A number that was freed is given out again.
 
     Args:
-        storage: "memory"; "compressed": by LZ4, in memory; "disk": in files of a temporary folder, mapped into memory.
-        directory: Where "disk" makes that folder; None: where the system has its temporary files.
+        storage: "memory"; "compressed": by LZ4, in memory; "disk": in files mapped into memory, of which nothing
+            is left after the process.
+        directory: Where "disk" has them; None: where the system has its temporary files.
         max_bytes: Of frames, with room for more; see `excess_bytes`. None: any number.
     """
 
     def __init__(self, storage: Storage = "memory", directory: str | None = None, max_bytes: float | None = None):
         if storage not in get_args(Storage):
             raise ValueError(f"storage is {storage!r}, but must be one of {', '.join(map(repr, get_args(Storage)))}.")
-        self._storage, self._directory, self._max_bytes = storage, directory, max_bytes
+        self._storage, self._directory, self.max_bytes = storage, directory, max_bytes
         self._held_bytes = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._slabs: Slabs | None = None
         self._shape: tuple[int, ...] = ()
         self._dtype = np.dtype(np.uint8)
@@ -169,17 +170,16 @@ class FrameStore:
         latents = 0 if self._latents is None else self._latents.nbytes
         return latents + (self._slabs.num_bytes if self._slabs else 0)
 
-    @property
-    def excess_bytes(self) -> float:
-        """Bytes of frames to be freed by whoever has their numbers, so that the next ones stay within `max_bytes`.
+    def excess_bytes(self, incoming: int) -> float:
+        """Bytes of frames to be freed by whoever has their numbers, so that incoming ones stay within `max_bytes`.
 
-        There is to be room for a slab that is partly empty, and for as many new frames, which come before old ones go.
+        There is to be room for a slab that is partly empty. Incoming bytes are counted as if they were not compressed.
         """
-        return 0.0 if self._max_bytes is None else max(0.0, self._held_bytes - self._max_bytes + 2 * self._slab_bytes)
+        return 0.0 if self.max_bytes is None else self._held_bytes + incoming + self._slab_bytes - self.max_bytes
 
     @property
     def _slab_bytes(self) -> float:
-        return SLAB_BYTES if self._max_bytes is None else min(SLAB_BYTES, self._max_bytes / LEAST_SLABS)
+        return SLAB_BYTES if self.max_bytes is None else min(SLAB_BYTES, self.max_bytes / LEAST_SLABS)
 
     def size_of(self, numbers: np.ndarray) -> int:
         """Bytes that frames [N] take."""
@@ -241,10 +241,8 @@ class FrameStore:
         if self._storage == "compressed":
             self._slabs = CompressedSlabs(self._shape, dtype, self._slab_size)
             return
-        if self._storage == "disk":
-            self._folder = tempfile.TemporaryDirectory(prefix="wm_rllib-frames-", dir=self._directory)
-        folder = Path(self._folder.name) if self._folder else None
-        self._slabs = MemorySlabs(self._shape, dtype, self._slab_size, folder)
+        directory = (self._directory or tempfile.gettempdir()) if self._storage == "disk" else None
+        self._slabs = MemorySlabs(self._shape, dtype, self._slab_size, directory)
 
     def _grow(self) -> None:
         assert self._slabs is not None

@@ -12,6 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchDDPRLModule
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.numpy import convert_to_numpy
@@ -27,6 +28,7 @@ from wm_rllib.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER, log_learni
 from wm_rllib.logs import set_log_level
 from wm_rllib.merging_learner import MergingLearner, NothingToLearnError
 from wm_rllib.mixing import may_dream
+from wm_rllib.models.conv_vae import is_image
 from wm_rllib.models.world_model import WorldModel, latent_changes
 from wm_rllib.precision import Precision
 from wm_rllib.replay import LATENTS, MASK, WORLD_MODEL_MODULE_ID
@@ -246,6 +248,14 @@ class WorldModelPPOLearner(MergingLearner):
                 for name, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID):
                     log_learning_rate(self.metrics, name, optimizer)
             super().after_gradient_based_update(timesteps=timesteps)
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """RLlib's own, but that a fit on images has gradients for V or for M alone, which DDP has to be told."""
+        if self.config.num_learners > 1 and is_image(self.world_model.config.vae.observation_shape):
+            settings = {**self.config.torch_ddp_kwargs, "find_unused_parameters": True}
+            wrapped = TorchDDPRLModule(self.module[WORLD_MODEL_MODULE_ID], **settings)
+            self.module.add_module(WORLD_MODEL_MODULE_ID, wrapped, override=True)
+        super()._make_modules_ddp_if_necessary()
 
     def _log_fit_losses(self) -> None:
         first = max(1, int(FIRST_SHARE * len(self._fit_losses)))

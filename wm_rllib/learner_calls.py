@@ -69,9 +69,9 @@ def fit_world_model(
     vae_lr_scale: float,
     timesteps: dict[str, int],
     seed: int | None,
-    progress: tuple[int, int] | None = None,
+    progress: tuple[int, int],
 ) -> list[Any]:
-    """Fits V and M: one call, a gradient step for every `batch_size` rows of each learner's batch.
+    """Fits V and M, in one call of maybe several: a gradient step for every `batch_size` rows of each learner's batch.
 
     Args:
         group: The learners.
@@ -80,7 +80,7 @@ def fit_world_model(
         vae_lr_scale: Factor of V's learning rate.
         timesteps: For RLlib's schedules.
         seed: Seed of this call, or None.
-        progress: Gradient steps of this fit before this call, and in all; None: this call is all of it.
+        progress: Gradient steps of this fit before this call, and in all of its calls.
     """
     results = group.update(
         batch_refs=batch_refs,

@@ -119,7 +119,7 @@ def make_replay(config: Any, seed: int | None) -> Any:
     if options:
         options["num_cpus"] = 0  # Tune's trial actor holds all of bundle 0, the replay's CPUs included
     else:
-        options = _near_driver()
+        options = _near_driver(config.num_cpus_for_replay)
     actor = ray.remote(num_cpus=config.num_cpus_for_replay)(ReplayService)
     return actor.options(**options).remote(*arguments)
 
@@ -152,7 +152,13 @@ def _in_bundle(index: int) -> dict[str, int]:
     return {"placement_group_bundle_index": index} if inside else {}
 
 
-def _near_driver() -> dict[str, Any]:
-    """On the driver's node where there is room: the nodes of env runners and dreamers may be taken away at any time."""
+def _near_driver(num_cpus: float = 0.0) -> dict[str, Any]:
+    """On the driver's node: the nodes of env runners and dreamers may be taken away at any time.
+
+    A head that offers no CPUs gets it all the same, as it got the driver; elsewhere it could not write to the driver's
+    folders.
+    """
     node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+    here = next(info["Resources"] for info in ray.nodes() if info["NodeID"] == node)
+    offered = num_cpus if here.get("CPU", 0.0) >= num_cpus else 0.0
+    return {"num_cpus": offered, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}

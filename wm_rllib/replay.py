@@ -20,6 +20,9 @@ LATENTS = "latents"
 MOST_MEASURED_FRAMES = 10_000
 """Whose mean and spread are the units of frames, spread evenly over all that are held."""
 
+MOST_OF_REPLAY = 0.25
+"""Of what fits, that one sequence may hold: so much at most leaves at once, however long episodes are."""
+
 FRAMES, NUM_SHARDS = "frames", "num_frame_shards"
 
 MAX_WINDOW_NUMBERS, MIN_WINDOWS = 2**24, 8
@@ -32,8 +35,8 @@ Arrays = dict[str, np.ndarray]
 class SequenceReplay(EpisodeReplayBuffer):
     """RLlib's `EpisodeReplayBuffer` of raw (not encoded) episodes, with the draws this algorithm needs.
 
-    Bounded by `capacity` env steps and by the bytes that `frames` should hold: whole episodes leave, oldest first, but
-    for the newest. Actions are in policy space (wm_rllib.spaces).
+    Bounded by `capacity` env steps and by the bytes that `frames` should hold: whole sequences leave, oldest first, but
+    for the newest chunk. Actions are in policy space (wm_rllib.spaces).
     RLlib leaves its generator unseeded and outside the checkpoint; here it is seeded and saved.
 
     Observations that are images lie in a `FrameStore`, each once, and episodes hold their numbers.
@@ -44,9 +47,10 @@ class SequenceReplay(EpisodeReplayBuffer):
         frames: Where images go.
     """
 
+    _indices: list[tuple[int, int]]
+
     def __init__(self, capacity: int, seed: int | None, frames: FrameStore | None = None):
         super().__init__(capacity=capacity)
-        self._max_steps = capacity
         self.rng = np.random.default_rng(seed)
         self.frames = FrameStore() if frames is None else frames  # an empty one is false
         self._newest: dict[str, int] = {}
@@ -57,47 +61,66 @@ class SequenceReplay(EpisodeReplayBuffer):
         return self.frames.is_used
 
     def add(self, episodes: list[SingleAgentEpisode]) -> None:
-        """Adds chunks; one that does not go on where its episode's held part ended becomes a sequence of its own.
+        """Adds chunks; one that does not go on where its episode's held part ended begins a sequence of its own.
 
-        Such a gap is left by a fragment that was lost with its env runner, or came after the sampling timeout.
+        Such a gap is left by a fragment that was lost with its env runner, or came after the sampling timeout. A
+        sequence that holds a good part of all that fits ends, too (`MOST_OF_REPLAY`).
         """
         self._newest = {}
         for episode in episodes:
-            index = self.episode_id_to_index.get(episode.id_)
-            if index is not None and self.episodes[index - self._num_episodes_evicted].t != episode.t_started:
-                episode.id_ = f"{episode.id_}/{episode.t_started}"
-            held, evicted = list(self.episodes), self._num_episodes_evicted
-            if is_image(episode.observations.data.shape[1:]):
-                self._add_within_bytes(self._with_numbers(episode))
-            else:
-                super().add(episode)
-            for gone in held[: self._num_episodes_evicted - evicted] if self.holds_frames else []:
-                self.frames.free(gone.observations.data)
+            self._part(episode)
+            self._make_room(episode)
+            super().add(self._with_numbers(episode) if _has_images(episode) else episode)
             self._newest[episode.id_] = self._newest.get(episode.id_, 0) + len(episode)
 
-    def _add_within_bytes(self, episode: SingleAgentEpisode) -> None:
-        """Adds a chunk whose frames are stored; as many of the oldest episodes leave as take what is too much."""
-        steps, excess = len(self) + len(episode), self.frames.excess_bytes
-        for oldest in self.episodes:
-            if excess <= 0:
-                break
+    def _held(self, episode_id: str) -> SingleAgentEpisode | None:
+        index = self.episode_id_to_index.get(episode_id)
+        return None if index is None else self.episodes[index - self._num_episodes_evicted]
+
+    def _part(self, chunk: SingleAgentEpisode) -> None:
+        """Ends the sequence that a chunk's episode has so far, under another name, if the chunk begins one."""
+        held = self._held(chunk.id_)
+        if held is None or (held.t == chunk.t_started and not self._takes_most(held, len(chunk))):
+            return
+        name = f"{held.id_}/{held.t_started}"
+        for names in (self.episode_id_to_index, self._newest):
+            if held.id_ in names:
+                names[name] = names.pop(held.id_)
+        held.id_ = name
+
+    def _takes_most(self, held: SingleAgentEpisode, more: int) -> bool:
+        if len(held) + more > MOST_OF_REPLAY * self.capacity:
+            return True
+        limit = self.frames.max_bytes
+        return limit is not None and self.frames.size_of(held.observations.data) > MOST_OF_REPLAY * limit
+
+    def _make_room(self, chunk: SingleAgentEpisode) -> None:
+        """Lets as many of the oldest sequences go as have to before a chunk comes.
+
+        RLlib would do it when frames have already taken their memory, and fails where the oldest is the chunk's own.
+        """
+        steps = len(self) + len(chunk) - self.capacity
+        excess = self.frames.excess_bytes(chunk.observations.data.nbytes) if _has_images(chunk) else 0.0
+        while self.episodes and (steps > 0 or excess > 0):
+            oldest = self.episodes.popleft()
             steps -= len(oldest)
-            excess -= self.frames.size_of(oldest.observations.data)
-            self.capacity = min(self._max_steps, steps)
-        try:
-            super().add(episode)
-        finally:
-            self.capacity = self._max_steps
+            if self.holds_frames:
+                excess -= self.frames.size_of(oldest.observations.data)
+                self.frames.free(oldest.observations.data)
+            self._num_timesteps -= len(oldest)
+            self._num_episodes_evicted += 1
+            del self.episode_id_to_index[oldest.id_]
+        if self._indices and self._indices[0][0] < self._num_episodes_evicted:
+            self._indices = [step for step in self._indices if step[0] >= self._num_episodes_evicted]
 
     def _with_numbers(self, episode: SingleAgentEpisode) -> SingleAgentEpisode:
         """The same chunk with its frames in the store; a frame that it shares with the chunk before goes there once."""
         frames = episode.observations.data
-        index = self.episode_id_to_index.get(episode.id_)
-        if index is None:
+        held = self._held(episode.id_)
+        if held is None:
             numbers = self.frames.add(frames)
         else:
-            last = self.episodes[index - self._num_episodes_evicted].observations.data[-1:]
-            numbers = np.append(last, self.frames.add(frames[1:]))
+            numbers = np.append(held.observations.data[-1:], self.frames.add(frames[1:]))
         return with_observations(episode, numbers)
 
     def normalisation(self) -> dict[str, Any]:
@@ -222,10 +245,10 @@ class SequenceReplay(EpisodeReplayBuffer):
             `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last. None
             if the newest `add` brought nothing: its episodes were lost with their env runner.
         """
-        held = [(i, length) for i, length in self._newest.items() if length and i in self.episode_id_to_index]
-        if not held:
+        held = [(self._held(name), length) for name, length in self._newest.items() if length]
+        chunks = [(episode, length) for episode, length in held if episode is not None]
+        if not chunks:
             return None
-        chunks = [(self.episodes[self.episode_id_to_index[i] - self._num_episodes_evicted], n) for i, n in held]
         lengths = np.array([length for _, length in chunks], float)
         numbers = (burn_in + horizon + 1) * self.observations_of(chunks[0][0])[0].size
         num_windows = min(num_windows, max(MIN_WINDOWS, MAX_WINDOW_NUMBERS // numbers))
@@ -303,6 +326,10 @@ def with_observations(episode: SingleAgentEpisode, observations: np.ndarray) -> 
         t_started=episode.t_started,
         len_lookback_buffer=0,
     ).to_numpy()
+
+
+def _has_images(episode: SingleAgentEpisode) -> bool:
+    return is_image(episode.observations.data.shape[1:])
 
 
 def _positive(scale: float) -> float:

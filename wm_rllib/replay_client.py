@@ -10,7 +10,7 @@ import ray
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from wm_rllib.calling import call
-from wm_rllib.replay_service import ReplayService
+from wm_rllib.replay_service import REPLAY_FILE, ReplayService
 
 
 class ReplayClient(Checkpointable):
@@ -29,9 +29,18 @@ class ReplayClient(Checkpointable):
     def save_to_path(
         self, path: Any = None, *, state: Any = None, filesystem: pyarrow.fs.FileSystem | None = None, **_: Any
     ) -> str:
-        """Has the service write itself; RLlib's `state` argument is not needed."""
+        """Has the service write itself; RLlib's `state` argument is not needed.
+
+        Raises:
+            FileNotFoundError: What it wrote is not seen from here: it is on another node.
+        """
         filesystem, directory = _resolve(path, filesystem)
         call(self.service, "save", directory, filesystem)
+        if not holds_replay(directory, filesystem):
+            raise FileNotFoundError(
+                f"the replay wrote itself to {directory}, but on another node, so that the checkpoint is not whole. "
+                "Fix: a folder that all nodes share, or a URI."
+            )
         return directory
 
     def restore_from_path(self, path: Any, *, filesystem: pyarrow.fs.FileSystem | None = None, **_: Any) -> None:
@@ -55,6 +64,13 @@ class ReplayClient(Checkpointable):
         """Ends the actor, if it is one."""
         if not isinstance(self.service, ReplayService):
             ray.kill(self.service)
+
+
+def holds_replay(path: Any, filesystem: pyarrow.fs.FileSystem | None = None) -> bool:
+    """Whether a replay was written into a folder, as far as one sees from here."""
+    filesystem, directory = _resolve(path, filesystem)
+    found = filesystem.get_file_info(str(pathlib.PurePosixPath(directory) / REPLAY_FILE))
+    return found.type == pyarrow.fs.FileType.File
 
 
 def _resolve(path: Any, filesystem: pyarrow.fs.FileSystem | None) -> tuple[pyarrow.fs.FileSystem, str]:

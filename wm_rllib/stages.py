@@ -22,9 +22,10 @@ from wm_rllib.dream_orders import DreamHarvest, DreamOrder
 from wm_rllib.dreamer import Dreamed
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_runner import Collected, CollectRequest
+from wm_rllib.fit_calls import fit_in_calls
 from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.iteration import IterationReport
-from wm_rllib.learner_calls import fit_world_model, update_policy
+from wm_rllib.learner_calls import update_policy
 from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, split_evenly
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.publishing import Publisher
@@ -179,22 +180,14 @@ class Stages:
             fit_on_frames(self, num_updates, num_updates, config.vae_online_lr_fraction)
             self.publish_world_model()
             return
-        seed = self.seed("fit")
-        with self.report.stage("replay"):
-            if seed is not None:
-                call(self.parts.replay.service, "reseed", seed)
-            size = config.sequence_batch_size, config.sequence_length
-            refs = call(self.parts.replay.service, "fit_batches", num_updates, *size, self.num_shards)
-        with self.report.stage("fit"):
-            results = fit_world_model(
-                self.parts.learners,
-                refs,
-                batch_size=config.sequence_batch_size,
-                vae_lr_scale=1.0 if state.phase is Phase.PRETRAIN else config.vae_online_lr_fraction,
-                timesteps=self.timesteps,
-                seed=seed,
-            )
-        self.take_fit_results(results, num_updates)
+        size, length = config.sequence_batch_size, config.sequence_length
+
+        def sequences(count: int) -> Any:
+            return call(self.parts.replay.service, "fit_batches", count, size, length, self.num_shards)
+
+        update_bytes = size * (length + 1) * self.observation_bytes
+        vae_lr_scale = 1.0 if state.phase is Phase.PRETRAIN else config.vae_online_lr_fraction
+        fit_in_calls(self, "fit", num_updates, size, update_bytes, sequences, vae_lr_scale)
         self.publish_world_model()
 
     def take_fit_results(self, results: list[Any], num_updates: int) -> None:
@@ -219,7 +212,7 @@ class Stages:
         return is_image(self.observation_space.shape)
 
     @property
-    def frame_bytes(self) -> int:
+    def observation_bytes(self) -> int:
         """Of one observation."""
         space = self.observation_space
         return math.prod(space.shape) * space.dtype.itemsize

@@ -10,6 +10,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.conv_vae import is_image
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.policy import load_world_model
 
@@ -62,6 +63,8 @@ def _differences(
         ("world_model.vae.latent_dim", theirs.vae.latent_dim, ours.vae.latent_dim),
         ("world_model.vae.hidden_dims", list(theirs.vae.hidden_dims), list(ours.vae.hidden_dims)),
     ]
+    if is_image(ours.vae.observation_shape):
+        pairs.append(("world_model.vae.channels", list(theirs.vae.channels), list(ours.vae.channels)))
     if MDN_RNN in parts:
         pairs.append(("the action space", _actions(theirs), _actions(ours)))
         for name in ("hidden_dim", "head_hidden_dims", "num_mixtures", "mixture", "residual", "ensemble_size"):
