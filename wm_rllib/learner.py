@@ -20,6 +20,7 @@ from torch import Tensor
 
 from wm_rllib.agreement import leave_group, spread_over_learners
 from wm_rllib.dreamed_rows import RowColumns
+from wm_rllib.fit_losses import FitLosses
 from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
 from wm_rllib.heap import Heap
@@ -47,9 +48,6 @@ ENCODED_AT_ONCE = 512
 MEASURED_SEQUENCES = 1024
 """Of a fit, that M's units of change are measured on."""
 
-LOSSES_AT_START, AT_START, FIRST_SHARE = ("vae/reconstruction_loss", "mdn/nll"), "_at_start", 0.05
-"""Losses whose means over the first gradient steps of a fit are reported too: by how much it lowers them."""
-
 
 class WorldModelPPOLearner(MergingLearner):
     """RLlib's PPO learner that merges in dreams, and fits the world-model module when given its batches."""
@@ -57,7 +55,7 @@ class WorldModelPPOLearner(MergingLearner):
     def build(self) -> None:
         """Builds RLlib's learner."""
         set_log_level(self.config.wm_log_level)
-        self._fit_losses: list[dict[str, Tensor]] = []
+        self._fit_losses = FitLosses()
         self._fitting = False
         self._own_loop = False
         self._num_steps = 1
@@ -240,7 +238,7 @@ class WorldModelPPOLearner(MergingLearner):
         logger.debug("%s done at real step %s", "fit" if self._fitting else "update", timesteps)
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
         if self._fitting:
-            self._log_fit_losses()
+            self._fit_losses.log(self.metrics, begins=self._fit_progress is None or not self._fit_progress[0])
             self._share_buffers()
             TorchLearner.after_gradient_based_update(self, timesteps=timesteps)
         else:
@@ -257,17 +255,6 @@ class WorldModelPPOLearner(MergingLearner):
             self.module.add_module(WORLD_MODEL_MODULE_ID, wrapped, override=True)
         super()._make_modules_ddp_if_necessary()
 
-    def _log_fit_losses(self) -> None:
-        first = max(1, int(FIRST_SHARE * len(self._fit_losses)))
-        begins = self._fit_progress is None or self._fit_progress[0] == 0
-        for name in self._fit_losses[0]:
-            values = torch.stack([losses[name] for losses in self._fit_losses])
-            self.metrics.log_value((WORLD_MODEL_MODULE_ID, name), values.mean(), window=1)
-            if begins and name in LOSSES_AT_START:
-                at_start = f"{name}{AT_START}"
-                self.metrics.log_value((WORLD_MODEL_MODULE_ID, at_start), values[:first].mean(), window=1)
-        self._fit_losses.clear()
-
     def _share_buffers(self) -> None:
         """Gives all learners rank 0's record of what disagreement is usual, which each kept of its own batches."""
         if torch.distributed.is_initialized():
@@ -276,7 +263,7 @@ class WorldModelPPOLearner(MergingLearner):
 
     def record_fit_losses(self, losses: dict[str, Tensor]) -> None:
         """Keeps one gradient step's scalar losses; their means over the fit become its metrics."""
-        self._fit_losses.append(losses)
+        self._fit_losses.add(losses)
 
     # --- optimisers --------------------------------------------------------------------------------------------------
 
