@@ -9,7 +9,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ray.rllib.utils.schedules.piecewise_schedule import PiecewiseSchedule
 
-from wm_rllib.mixing import imagined_rows, may_dream, ratio_at, real_rows_for, realised_ratio, split_evenly
+from wm_rllib.mixing import (
+    imagined_rows,
+    may_dream,
+    most_rounds,
+    ratio_at,
+    real_rows_for,
+    realised_ratio,
+    rounds_at,
+    split_evenly,
+)
 
 RATIOS = [0.0, 0.25, 0.5, 0.9, 0.99, 0.999]
 ratios = st.one_of(st.sampled_from(RATIOS), st.floats(0.0, 0.999))
@@ -154,3 +163,10 @@ def test_auto_has_no_ratio_of_its_own():
 @pytest.mark.parametrize(("real", "imagined", "expected"), [(0, 0, 0.0), (5, 0, 0.0), (0, 5, 1.0), (1, 3, 0.75)])
 def test_realised_ratio(real: int, imagined: int, expected: float):
     assert realised_ratio(real, imagined) == expected
+
+
+def test_rounds_of_a_schedule_are_whole():
+    schedule = [[0, 6], [100, 6], [200, 1]]
+    assert [rounds_at(schedule, step) for step in (0, 100, 120, 150, 199, 200, 10_000)] == [6, 6, 5, 4, 1, 1, 1]
+    assert rounds_at(3, 500) == most_rounds(3) == 3
+    assert most_rounds(schedule) == 6

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
-from wm_rllib.mixing import Ratio
+from wm_rllib.mixing import Ratio, Schedule
 
 if TYPE_CHECKING:
     from wm_rllib.config import WorldModelPPOConfig
@@ -77,7 +77,7 @@ class WorldModelSections:
         self.exploration_bonus = 0.1
         self.optimism = 1.0
         self.temperature = 1.0
-        self.num_dream_rounds = 6
+        self.num_dream_rounds: int | Schedule = 6
         self.dream_batch_size = 12_800
         self.burn_in = 15
         self.max_staleness = 1
@@ -216,7 +216,7 @@ class WorldModelSections:
         exploration_bonus: float = NotProvided,
         optimism: float = NotProvided,
         temperature: float = NotProvided,
-        num_dream_rounds: int = NotProvided,
+        num_dream_rounds: int | Schedule = NotProvided,
         dream_batch_size: int = NotProvided,
         burn_in: int = NotProvided,
         max_staleness: int = NotProvided,
@@ -245,7 +245,8 @@ class WorldModelSections:
             optimism: Dreamed rewards are so many standard deviations, over the ensemble's expectations, above what M
                 expects, where those differ more than is usual on real steps; 0: none.
             temperature: tau of M's mixture.
-            num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy.
+            num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy; or a
+                schedule [[timestep, value], ...], rounded.
             dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).
             burn_in: Real steps before a dream's start that h is computed from.
             max_staleness: Iterations that a fragment's weights may lag; older fragments are dropped and counted.

@@ -9,7 +9,8 @@ from typing import Literal
 AUTO = "auto"
 """The ratio that the gate chooses in each iteration (`gate.py`)."""
 
-Ratio = float | Sequence[Sequence[float]] | Literal["auto"]
+Schedule = Sequence[Sequence[float]]
+Ratio = float | Schedule | Literal["auto"]
 
 
 def imagined_rows(num_real: int, ratio: float) -> int:
@@ -62,6 +63,16 @@ def ratio_at(ratio: Ratio, timestep: int) -> float:
         if timestep < end:
             return low + (high - low) * max(0.0, (timestep - start) / (end - start))
     return float(ratio[-1][1])
+
+
+def rounds_at(rounds: int | Schedule, timestep: int) -> int:
+    """Dream rounds at `timestep`, of a fixed number or of a schedule as in `ratio_at`, rounded."""
+    return round(ratio_at(rounds, timestep))
+
+
+def most_rounds(rounds: int | Schedule) -> int:
+    """The largest number of dream rounds at any time."""
+    return round(max(value for _, value in rounds)) if isinstance(rounds, Sequence) else rounds
 
 
 def may_dream(ratio: Ratio) -> bool:

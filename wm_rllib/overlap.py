@@ -19,7 +19,7 @@ from collections import deque
 from wm_rllib.collection import RealExperience
 from wm_rllib.dream_orders import DreamHarvest, DreamTicket
 from wm_rllib.gating import choose_imagination
-from wm_rllib.mixing import AUTO, imagined_rows, ratio_at, split_evenly
+from wm_rllib.mixing import AUTO, imagined_rows, most_rounds, ratio_at, split_evenly
 from wm_rllib.stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class OverlappingTraining:
         config = stages.config
         self._samples = stages.sampling
         self._tickets: deque[DreamTicket] = deque()
-        self._most_tickets = min(config.max_dreams_in_flight, config.num_dream_rounds)
+        self._most_tickets = min(config.max_dreams_in_flight, most_rounds(config.num_dream_rounds))
         self._banked: RealExperience | None = None
         self._num_orders = 0
 
@@ -48,7 +48,7 @@ class OverlappingTraining:
         ratio, horizon = choose_imagination(stages, real)
         stages.report.configured_ratio = ratio
         rows = self._rows(sum(real.rows), ratio)
-        rounds = stages.config.num_dream_rounds if rows else 1
+        rounds = stages.num_rounds if rows else 1
         if ratio:
             self._order(rows, rounds, ratio, horizon)  # beside the fit
         else:
@@ -60,7 +60,7 @@ class OverlappingTraining:
             harvest = self._take(rows, horizon, index) if rows else None
             if ratio:
                 self._order(rows, rounds - index - 1, ratio, horizon)  # beside the update
-            stages.update(real, harvest, rows, ratio, index)
+            stages.update(real, harvest, rows, ratio, index, rounds)
 
     def settle(self) -> None:
         """Waits for the real steps in flight and takes them in, so that a checkpoint counts what its replay holds.

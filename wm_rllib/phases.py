@@ -98,8 +98,9 @@ def train_in_dreams(stages: Stages) -> None:
 def dream_and_update(stages: Stages, real: RealExperience, rows: int, ratio: float, horizon: int) -> None:
     """`num_dream_rounds` rounds of dreams, `rows` of them in each, and updates."""
     # Without imagined rows a second round would be a second PPO update on the same real ones.
-    for round_index in range(stages.config.num_dream_rounds if rows else 1):
+    num_rounds = stages.num_rounds if rows else 1
+    for round_index in range(num_rounds):
         if stages.is_cut_short:
             return
         harvest = stages.dream(rows, horizon, round_index) if rows else None
-        stages.update(real, harvest, rows, ratio, round_index)
+        stages.update(real, harvest, rows, ratio, round_index, num_rounds)

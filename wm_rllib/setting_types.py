@@ -85,14 +85,22 @@ def number_or_schedule(low: float | None = None, high: float | None = None, *, a
 
     The schedule's own rules are RLlib's: two points or more, the first at timestep 0, timesteps ascending.
     """
-    value = _plain_number(low, high, above)
+    return _or_schedule(_plain_number(low, high, above), _number_words(low, high, above))
+
+
+def whole_or_schedule(low: int) -> Any:
+    """Return the type of a whole number of at least `low`, or a schedule of such numbers, to be rounded."""
+    return _or_schedule(Annotated[int, Field(strict=True, ge=low)], f"a whole number of at least {low}")
+
+
+def _or_schedule(value: Any, words: str) -> Any:
     timestep = Annotated[int, Field(strict=True, ge=0)]
-    schedule: Any = list[tuple[timestep, value]]  # type: ignore[valid-type]
-    words = (
-        f"{_number_words(low, high, above)}, or a schedule [[timestep, value], ...] "
+    schedule: Any = list[tuple[timestep, value]]
+    rule = (
+        f"{words}, or a schedule [[timestep, value], ...] "
         "of at least two points with ascending whole timesteps, the first of them 0"
     )
-    return _described(value | schedule, words, AfterValidator(_check_schedule))
+    return _described(value | schedule, rule, AfterValidator(_check_schedule))
 
 
 def number_or_schedule_or_word(low: float, high: float, word: str) -> Any:

@@ -27,6 +27,7 @@ from wm_rllib.setting_types import (
     text,
     whole,
     whole_numbers,
+    whole_or_schedule,
 )
 
 MAX_AUTO_RATIO = 0.999
@@ -196,7 +197,12 @@ SETTINGS: tuple[Setting, ...] = (
             number(0),
             "Dreamed rewards are so many standard deviations, over the ensemble, above what M expects; 0: none.",
         ),
-        ("num_dream_rounds", "num_dream_rounds", whole(1), "Dream-and-update rounds of an iteration."),
+        (
+            "num_dream_rounds",
+            "num_dream_rounds",
+            whole_or_schedule(1),
+            "Dream-and-update rounds of an iteration.",
+        ),
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),
         ("max_staleness", "max_staleness", whole(0), "Oldest dream that is still learned from, in iterations."),

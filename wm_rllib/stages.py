@@ -26,7 +26,7 @@ from wm_rllib.fit_calls import fit_in_calls
 from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import update_policy
-from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, split_evenly
+from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, rounds_at, split_evenly
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
@@ -249,8 +249,19 @@ class Stages:
         self.report.staleness = max(self.report.staleness, age)
         return age > self.config.max_staleness
 
+    @property
+    def num_rounds(self) -> int:
+        """Of dreams and updates, as of the real steps so far."""
+        return rounds_at(self.config.num_dream_rounds, self.parts.state.num_env_steps)
+
     def update(
-        self, real: RealExperience, harvest: DreamHarvest | None, rows: int, ratio: float, round_index: int
+        self,
+        real: RealExperience,
+        harvest: DreamHarvest | None,
+        rows: int,
+        ratio: float,
+        round_index: int,
+        num_rounds: int,
     ) -> None:
         """The exact merge, one PPO update, and its publication.
 
@@ -260,6 +271,7 @@ class Stages:
             rows: Imagined rows that were asked for.
             ratio: The imagined fraction.
             round_index: Number of the dream round.
+            num_rounds: Of this iteration.
         """
         real_rows = [0] * self.num_shards if ratio == 1.0 else real.rows
         dreamed = harvest.rows if harvest else [0] * self.num_shards
@@ -283,7 +295,7 @@ class Stages:
                 ratio=ratio if sum(imagined) else None,
                 real_rows=keep,
                 rows=list(zip(real_rows, imagined, strict=True)),
-                lr_scale=1.0 - (1.0 - LAST_ROUND_LR) * round_index / max(1, self.config.num_dream_rounds - 1),
+                lr_scale=1.0 - (1.0 - LAST_ROUND_LR) * round_index / max(1, num_rounds - 1),
                 timesteps=self.timesteps,
                 seed=self.seed(f"update/{round_index}"),
             )
