@@ -147,6 +147,15 @@ def test_number_of_dream_rounds(built, merges, rounds):
     assert result["policy"]["version"] == rounds
 
 
+def test_dream_rounds_by_a_schedule(built):
+    algorithm = built(num_dream_rounds=[[0, 5], [150, 1]])
+    results = mixed_results(algorithm, 5)
+    rounds = [len(result["imagination"]["rows_by_round"]) for result in results]
+    steps = [result["num_env_steps_sampled_lifetime"] for result in results]
+    assert rounds == [max(1, round(5 - 4 * count / 150)) for count in steps]
+    assert rounds[0] > rounds[1] > rounds[-1] == 1
+
+
 def test_each_round_dreams_with_the_newest_policy_and_world_model(built, monkeypatch):
     algorithm = built(num_dream_rounds=3)
     parts = []
