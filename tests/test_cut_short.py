@@ -41,9 +41,9 @@ def test_a_signal_between_two_dream_rounds_leaves_the_rest_out(monkeypatch):
             pass
         whole = algorithm._stages.update
 
-        def update(*args):
-            whole(*args)
-            if args[-1] == 1:
+        def update(real, harvest, rows, ratio, round_index, num_rounds):
+            whole(real, harvest, rows, ratio, round_index, num_rounds)
+            if round_index == 1:
                 algorithm.cut_short()
 
         monkeypatch.setattr(algorithm._stages, "update", update)
