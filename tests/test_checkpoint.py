@@ -212,7 +212,12 @@ def test_changed_learning_rates_win(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"num_learners": 1, "num_cpus_per_learner": 0.5}, {"imagination_ratio": 0.0}]
+    "overrides",
+    [
+        {},
+        pytest.param({"num_learners": 1, "num_cpus_per_learner": 0.5}, marks=pytest.mark.slow),
+        {"imagination_ratio": 0.0},
+    ],
 )
 def test_the_report_says_what_the_optimisers_work_with(build, tmp_path, overrides):
     """After an exploit nobody may have to trust the config: also with a remote learner, and in RLlib's own update."""

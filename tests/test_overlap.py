@@ -273,7 +273,10 @@ def test_an_env_runner_dies_while_it_samples(mixed):
     "overrides",
     [
         {"imagination_ratio": "auto", "num_learners": 1, "num_cpus_per_learner": 0.2},
-        {"imagination_ratio": [[0, 0.5], [120, 0.9], [200, 0.0]], "max_dreams_in_flight": 1},
+        pytest.param(
+            {"imagination_ratio": [[0, 0.5], [120, 0.9], [200, 0.0]], "max_dreams_in_flight": 1},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"imagination_ratio": 1.0, "dream_batch_size": 83}, marks=pytest.mark.slow),
         pytest.param({"imagination_ratio": 0.0, "num_dreamers": 0}, marks=pytest.mark.slow),
     ],

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_task_is_run_resumed_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
     config = tmp_path / "dot.yaml"
