@@ -156,16 +156,6 @@ def test_dream_rounds_by_a_schedule(built):
     assert rounds[0] > rounds[1] > rounds[-1] == 1
 
 
-def test_iterations_grow_with_the_real_steps_so_far(built):
-    algorithm, before = built(train_batch_growth=0.5), 60
-    for result in mixed_results(algorithm, 5):
-        after = result["num_env_steps_sampled_lifetime"]
-        lanes = algorithm.config.num_envs_per_env_runner
-        assert 0 <= after - before - max(algorithm.config.total_train_batch_size, round(0.5 * before)) < lanes
-        before = after
-    assert before > 60 * 1.4**5
-
-
 def test_each_round_dreams_with_the_newest_policy_and_world_model(built, monkeypatch):
     algorithm = built(num_dream_rounds=3)
     parts = []

@@ -73,7 +73,6 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         self.evaluation_interval_iterations: int | None = None
         self.evaluation_max_dream_steps: int | None = None
         self.policy_hidden_dims = [64, 64]
-        self.train_batch_growth = 0.0
         self.env_runners(env_runner_cls=WorldModelEnvRunner, num_env_runners=0, num_envs_per_env_runner=4)
         self.training(
             train_batch_size_per_learner=128,
@@ -172,23 +171,15 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             }
         )
 
-    def training(
-        self,
-        *,
-        policy_hidden_dims: list[int] = NotProvided,
-        train_batch_growth: float = NotProvided,
-        **kwargs: Any,
-    ) -> WorldModelPPOConfig:
-        """RLlib's section, the controller's layers, and how iterations grow.
+    def training(self, *, policy_hidden_dims: list[int] = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
+        """RLlib's section, and the controller's layers.
 
         Args:
-            train_batch_growth: Share of the real steps so far that an iteration of the mixed phase takes, where that is
-                more than `train_batch_size_per_learner` of each learner.
             policy_hidden_dims: Hidden layers of the policy, and of the critic.
             **kwargs: See RLlib's `PPOConfig.training`.
         """
         super().training(**kwargs)
-        return self._update({"policy_hidden_dims": policy_hidden_dims, "train_batch_growth": train_batch_growth})
+        return self._update({"policy_hidden_dims": policy_hidden_dims})
 
     def learners(self, *, device: str = NotProvided, **kwargs: Any) -> WorldModelPPOConfig:
         """RLlib's section, and where learners compute.

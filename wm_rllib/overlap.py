@@ -110,7 +110,8 @@ class OverlappingTraining:
         return real
 
     def _sample(self, stage: str) -> None:
-        self._samples.start(self._stages.request(self._stages.real_steps, random_actions=False, stage=stage))
+        num_timesteps = self._stages.config.total_train_batch_size
+        self._samples.start(self._stages.request(num_timesteps, random_actions=False, stage=stage))
 
     # --- dreams ------------------------------------------------------------------------------------------------------
 

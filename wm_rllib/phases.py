@@ -79,7 +79,7 @@ def _updates(rows: float, batch_size: int) -> int:
 def train_mixed(stages: Stages) -> None:
     """Samples, fits, then runs `num_dream_rounds` rounds of dreaming and updating, each with the newest policy."""
     config = stages.config
-    real = stages.collect(stages.real_steps, random_actions=False)
+    real = stages.collect(config.total_train_batch_size, random_actions=False)
     ratio, horizon = choose_imagination(stages, real)
     stages.report.configured_ratio = ratio
     stages.fit_owed(real.num_timesteps)

@@ -100,12 +100,11 @@ class SequenceReplay(EpisodeReplayBuffer):
         RLlib would do it when frames have already taken their memory, and fails where the oldest is the chunk's own.
         """
         steps = len(self) + len(chunk) - self.capacity
-        excess = self.frames.excess_bytes(chunk.observations.data.nbytes) if _has_images(chunk) else 0.0
-        while self.episodes and (steps > 0 or excess > 0):
+        incoming = chunk.observations.data.nbytes if _has_images(chunk) else 0
+        while self.episodes and (steps > 0 or self.frames.excess_bytes(incoming) > 0):
             oldest = self.episodes.popleft()
             steps -= len(oldest)
             if self.holds_frames:
-                excess -= self.frames.size_of(oldest.observations.data)
                 self.frames.free(oldest.observations.data)
             self._num_timesteps -= len(oldest)
             self._num_episodes_evicted += 1

@@ -268,12 +268,6 @@ SETTINGS: tuple[Setting, ...] = (
             "CPUs of the main process.",
         ),
         ("train_batch_size_per_learner", "train_batch_size_per_learner", whole(1), "Real steps of an iteration."),
-        (
-            "train_batch_growth",
-            "train_batch_growth",
-            number(0, 1),
-            "Share of the real steps so far that an iteration takes, at least.",
-        ),
         ("minibatch_size", "minibatch_size", whole(1, optional=True), "Rows of a PPO gradient step."),
         ("num_epochs", "num_epochs", whole(1), "Passes over each PPO batch."),
         ("learning_rate", "lr", number_or_schedule(above=0), "Learning rate of the controller."),

@@ -250,12 +250,6 @@ class Stages:
         return age > self.config.max_staleness
 
     @property
-    def real_steps(self) -> int:
-        """That an iteration of the mixed phase asks for, as of the real steps so far."""
-        grown = self.config.train_batch_growth * self.parts.state.num_env_steps
-        return max(int(self.config.total_train_batch_size), round(grown))
-
-    @property
     def num_rounds(self) -> int:
         """Of dreams and updates, as of the real steps so far."""
         return rounds_at(self.config.num_dream_rounds, self.parts.state.num_env_steps)

@@ -206,11 +206,9 @@ def _check_end(values: Mapping[str, Any], config: Any) -> None:
         CommandError: A return is to end it, but is never measured, or it has no real steps in its mixed phase and
             nothing else to end it.
     """
-    goal, intervals = (
-        values.get("stop.return"),
-        (config.evaluation_interval_steps, config.evaluation_interval_iterations),
-    )
-    if config.online_collection and goal is not None and intervals == (None, None):
+    goal = values.get("stop.return")
+    is_evaluated = config.evaluation_interval_iterations is not None
+    if config.online_collection and goal is not None and not (is_evaluated or config.evaluation_interval_steps):
         raise CommandError(
             f"stop.return is {goal:g}, but nothing is evaluated, so that it would never be reached. "
             "Fix: evaluation.interval, the real steps between evaluations, e.g. 500."
@@ -224,7 +222,6 @@ def _check_end(values: Mapping[str, Any], config: Any) -> None:
             f"stop.total_timesteps is {total}, but can never be reached: with {ONLINE} false there are no real steps "
             f"after world_model.data_collection.random_collection_steps ({random_steps}). {fix}"
         )
-    is_evaluated = config.evaluation_interval_iterations is not None
     if total is None and (goal is None or not is_evaluated):
         raise CommandError(
             f"with {ONLINE} false the run would never end: neither stop.iterations nor stop.return with "

@@ -13,10 +13,11 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.setting_types import rule_of
 from wm_rllib.settings_table import SETTINGS, Setting
 
-METHODS = ("environment", "env_runners", "world_model", "dreamers", "training", "learners", "evaluation")
-"""Of `WorldModelPPOConfig`, where most users set things; `debugging` and `resources` come after them."""
-
-RARE_METHODS = ("debugging", "resources")
+METHODS = (
+    *("environment", "env_runners", "world_model", "dreamers", "training", "learners", "evaluation"),
+    *("debugging", "resources"),
+)
+"""Of `WorldModelPPOConfig`: the first one that takes an attribute is shown."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _default(config: Any, setting: Setting) -> str:
 def _methods_of(config_class: type) -> dict[str, str]:
     """The call that sets an attribute, by attribute; RLlib's own methods and what they hand on are among them."""
     found: dict[str, str] = {}
-    for name in (*METHODS, *RARE_METHODS):
+    for name in METHODS:
         for parent in config_class.__mro__:
             for parameter in inspect.signature(vars(parent)[name]).parameters if name in vars(parent) else ():
                 found.setdefault(parameter, f".{name}({parameter}=)")
@@ -73,7 +74,9 @@ def plain(rows: Sequence[Described]) -> str:
     blocks = []
     for row in rows:
         python = f"  {row.python}" if row.python else ""
-        blocks.append(f"{row.setting.path} = {row.default}{python}\n    {row.setting.doc} {_rule(row.setting)}")
+        blocks.append(
+            f"{row.setting.path} = {row.default}{python}\n    {row.setting.doc} [{rule_of(row.setting.type)}]"
+        )
     return "\n".join(blocks)
 
 
@@ -85,7 +88,3 @@ def markdown(rows: Sequence[Described]) -> str:
         cells = (f"`{row.setting.path}`", python, f"`{row.default}`", rule_of(row.setting.type), row.setting.doc)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _rule(setting: Setting) -> str:
-    return f"[{rule_of(setting.type)}]"
