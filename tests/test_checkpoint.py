@@ -111,18 +111,19 @@ def test_get_state_and_set_state_carry_the_replay_too(build):
 
 
 @pytest.mark.parametrize(
-    ("env", "overrides"),
+    ("env", "saved_at", "overrides"),
     [
-        ("CartPole-v1", {}),
-        ("Pendulum-v1", {"random_collection_steps": 250}),  # Box actions, truncation alone
-        ("CartPole-v1", {"imagination_ratio": "auto", "max_disagreement": 0.8, "pretrain_epochs": 40}),
+        ("CartPole-v1", 4, {}),
+        ("Pendulum-v1", 5, {"random_collection_steps": 250}),  # Box actions, truncation alone
+        ("CartPole-v1", 3, {"imagination_ratio": "auto", "max_disagreement": 0.8, "pretrain_epochs": 40}),
         (
             "CartPole-v1",
+            6,
             {"controller_inputs": "z", "imagination_ratio": [[0, 0.0], [200, 1.0]], "dream_batch_size": 90},
         ),
     ],
 )
-def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, overrides):
+def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, saved_at, overrides):
     """Bit for bit: figures, evaluations and weights, for several iterations after the checkpoint."""
     config = make_config(env, **overrides)
     never_killed = build(config.copy(copy_frozen=False))
@@ -130,11 +131,11 @@ def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, overrides)
     expected = snapshot(never_killed)
 
     killed = build(config.copy(copy_frozen=False))
-    before = [without_times(killed.train()) for _ in range(FREQUENCY)]
+    before = [without_times(killed.train()) for _ in range(saved_at)]
     path = killed.save_to_path(str(tmp_path / "checkpoint"))
     killed.train()  # lost with the kill
     resumed = build(checkpoint=path)
-    after = [without_times(resumed.train()) for _ in range(FREQUENCY + 2)]
+    after = [without_times(resumed.train()) for _ in range(2 * FREQUENCY + 2 - saved_at)]
     assert_equal(before + after, rows)
     assert_equal(snapshot(resumed), expected)
     evaluations = [row["evaluation/episode_return_mean"] for row in after]

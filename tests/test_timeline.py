@@ -70,9 +70,9 @@ class Session:
         """C's weights as the runner holds them."""
         return convert_to_numpy(self.runner.module.get_state(inference_only=True))
 
-    def collect(self, num_timesteps: int, *, random_actions: bool = False, fresh_envs: bool = False) -> Collected:
+    def collect(self, num_timesteps: int, *, random_actions: bool = False) -> Collected:
         """One request, as the driver makes it."""
-        request = CollectRequest(num_timesteps, 1, random_actions=random_actions, fresh_envs=fresh_envs, seed=None)
+        request = CollectRequest(num_timesteps, 1, random_actions=random_actions, seed=None)
         collected = self.runner.collect(request)
         raw = ray.get(collected.raw_ref)
         features = ray.get(collected.shard_refs[0]) if collected.shard_refs else [None] * len(raw)
@@ -302,23 +302,6 @@ def test_the_policy_takes_over_in_the_middle_of_a_random_episode(space: gym.Spac
         )
         taken_over += len(chunks) > 1
     assert taken_over
-
-
-@pytest.mark.parametrize("num_envs", [1, 3])
-def test_fresh_envs_start_new_episodes_and_leave_the_old_ones_open(num_envs: int):
-    session = Session(num_envs=num_envs)
-    world_model = session.publish(seed=1)
-    session.collect(7 * num_envs)
-    session.collect(4 * num_envs, fresh_envs=True)
-    for (number, episode), chunks in session.by_episode().items():
-        raw = [one for one, _ in chunks]
-        expected = unrolled(world_model, joined(raw, "observations"), joined(raw, "actions"))
-        np.testing.assert_allclose(
-            joined([other for _, other in chunks], "observations"), expected.numpy(), rtol=1e-4, atol=1e-5
-        )
-        received = ScriptedEnv.records[number].actions[episode]
-        assert sum(map(len, raw)) == len(received)
-        assert raw[-1].is_done == (len(received) == script_of(episode)[0])
 
 
 def test_evaluation_leaves_no_trace_in_the_experience():

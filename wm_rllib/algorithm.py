@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENT_REPLAY = "replay"
 TRAINING_STATE = "training_state"
+HALF_PLAYED = "half_played_episodes"
 
 
 class WorldModelPPO(EvaluatedPPO):
@@ -236,6 +237,7 @@ class WorldModelPPO(EvaluatedPPO):
         if self._check_component(COMPONENT_REPLAY, components, not_components):
             state[COMPONENT_REPLAY] = None if components == COMPONENT_REPLAY else self._replay.get_state()
         state[TRAINING_STATE] = self._state.to_dict()
+        state[HALF_PLAYED] = self.env_runner.get_half_played() if self.config.is_deterministic else None
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -250,6 +252,8 @@ class WorldModelPPO(EvaluatedPPO):
             self._state.restore(state[TRAINING_STATE])
             self._state.resumes += 1
         self._publisher.publish(self.iteration, policy=True, world_model=True)
+        if self.config.is_deterministic:
+            self.env_runner.set_half_played(state.get(HALF_PLAYED))
 
     def restore_from_path(
         self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any

@@ -268,8 +268,13 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
 
     @property
     def is_single_process(self) -> bool:
-        """Whether nothing is remote: the deterministic setting."""
+        """Whether nothing is remote."""
         return not (self.num_env_runners or self.num_dreamers_to_place or self.num_learners or self.replay_is_remote)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether a run can be had twice: nothing is remote, and there is a seed."""
+        return self.is_single_process and self.seed is not None
 
     @property
     def replay_is_remote(self) -> bool:

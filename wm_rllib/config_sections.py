@@ -74,8 +74,8 @@ class WorldModelSections:
         self.imagination_horizon = 50
         self.min_imagination_horizon = 5
         self.max_disagreement: float | None = None
-        self.exploration_bonus = 0.1
-        self.optimism = 1.0
+        self.exploration_bonus: float | Schedule = 0.1
+        self.optimism: float | Schedule = 1.0
         self.temperature = 1.0
         self.num_dream_rounds: int | Schedule = 6
         self.dream_batch_size = 12_800
@@ -213,8 +213,8 @@ class WorldModelSections:
         imagination_horizon: int = NotProvided,
         min_imagination_horizon: int = NotProvided,
         max_disagreement: float | None = NotProvided,
-        exploration_bonus: float = NotProvided,
-        optimism: float = NotProvided,
+        exploration_bonus: float | Schedule = NotProvided,
+        optimism: float | Schedule = NotProvided,
         temperature: float = NotProvided,
         num_dream_rounds: int | Schedule = NotProvided,
         dream_batch_size: int = NotProvided,
@@ -241,9 +241,9 @@ class WorldModelSections:
             max_disagreement: Dreams are cut, and bootstrapped, after a step on which the ensemble disagrees more than
                 this many times as much as is usual on real steps; None: never.
             exploration_bonus: Dreamed reward for trying what the ensemble disagrees on more than is usual on real
-                steps, in units of the reward's scale; 0: none.
+                steps, in units of the reward's scale; 0: none. Or a schedule.
             optimism: Dreamed rewards are so many standard deviations, over the ensemble's expectations, above what M
-                expects, where those differ more than is usual on real steps; 0: none.
+                expects, where those differ more than is usual on real steps; 0: none. Or a schedule.
             temperature: tau of M's mixture.
             num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy; or a
                 schedule [[timestep, value], ...], rounded.

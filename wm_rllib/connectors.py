@@ -25,7 +25,7 @@ MAX_HISTORY = 1024
 
 
 @dataclass
-class _Track:
+class Track:
     """One ongoing episode as the world model sees it.
 
     observations holds o_{t0} .. o_t and actions a_{t0} .. a_{t-1} (policy space). latents holds z_{t0} .. z_t,
@@ -35,6 +35,23 @@ class _Track:
     observations: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ongoing:
+    """What a connector remembers of ongoing episodes.
+
+    Attributes:
+        tracks: By the episode's id.
+        z: [B, Z], all episodes' latents as of the last step.
+        state: M's state then.
+        needs_refresh: Whether images were left without latents.
+    """
+
+    tracks: dict[str, Track]
+    z: torch.Tensor
+    state: State
+    needs_refresh: bool
 
 
 class FeatureConnector(ConnectorV2):
@@ -60,7 +77,7 @@ class FeatureConnector(ConnectorV2):
         self.random_actions = False
         self.fills_batch = False
         self.needs_refresh = False
-        self._tracks: dict[str, _Track] = {}
+        self._tracks: dict[str, Track] = {}
         # All episodes' latents and states, a row each, as of the last step.
         self._z = torch.empty(0)
         self._state: State = self.world_model.mdn_rnn.initial_state(0)
@@ -97,7 +114,7 @@ class FeatureConnector(ConnectorV2):
                 shared_data["memorized_map_structure"] = [episode.id_ for episode in episodes]
         return batch
 
-    def _encode_newest(self, tracks: list[_Track]) -> torch.Tensor:
+    def _encode_newest(self, tracks: list[Track]) -> torch.Tensor:
         """Latents [B, Z] of each episode's newest observation."""
         takes_frames = self.world_model.takes_frames
         if takes_frames and self.random_actions:
@@ -110,7 +127,7 @@ class FeatureConnector(ConnectorV2):
                 track.latents.append(latent)
         return z
 
-    def _encode_all(self, track: _Track, *, vae_changed: bool) -> torch.Tensor:
+    def _encode_all(self, track: Track, *, vae_changed: bool) -> torch.Tensor:
         """Latents [T + 1, Z] of an episode so far."""
         if self.world_model.takes_frames and not (vae_changed or self.needs_refresh):
             return torch.stack(track.latents)
@@ -118,7 +135,7 @@ class FeatureConnector(ConnectorV2):
         track.latents = list(latents) if self.world_model.takes_frames else []
         return latents
 
-    def _next_state(self, tracks: list[_Track], started: list[int]) -> State:
+    def _next_state(self, tracks: list[Track], started: list[int]) -> State:
         """The state after each episode's last action; of those that `started`, the initial one."""
         if len(started) == len(tracks):
             return self.world_model.mdn_rnn.initial_state(len(tracks))
@@ -193,6 +210,15 @@ class FeatureConnector(ConnectorV2):
             del track.observations[: -MAX_HISTORY - 1], track.actions[:-MAX_HISTORY], track.latents[: -MAX_HISTORY - 1]
         return raw
 
+    def get_ongoing(self) -> Ongoing:
+        """What is remembered of the ongoing episodes."""
+        return Ongoing(self._tracks, self._z, self._state, self.needs_refresh)
+
+    def set_ongoing(self, ongoing: Ongoing) -> None:
+        """Goes on with them."""
+        self._tracks, self._z, self._state = dict(ongoing.tracks), ongoing.z, ongoing.state
+        self.needs_refresh = ongoing.needs_refresh
+
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Nothing: the world model's weights come from the parameter server, not from runner to runner."""
         return {}
@@ -200,10 +226,10 @@ class FeatureConnector(ConnectorV2):
     def set_state(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
 
-    def _observe(self, episode: SingleAgentEpisode) -> _Track:
+    def _observe(self, episode: SingleAgentEpisode) -> Track:
         """Appends the episode's newest raw observation, and the action that led to it, to its track."""
         if episode.t == 0:
-            self._tracks[episode.id_] = _Track()
+            self._tracks[episode.id_] = Track()
         track = self._tracks[episode.id_]
         # Straight to the data: the episode's own getters cost some microseconds each.
         track.observations.append(episode.observations.data[-1])

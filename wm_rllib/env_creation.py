@@ -11,6 +11,7 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from wm_rllib.environments import gymnasium_makes, make_env
 from wm_rllib.pixels import PixelSettings, preprocess
+from wm_rllib.replayable_env import ReplayableEnv
 
 EnvCreator = Callable[[Any], Any]
 
@@ -34,6 +35,11 @@ def env_for_runners(env: Any, config: Any) -> Any:
     return env_creator(env, config)
 
 
+def replayable_env(env: Any, config: Any) -> EnvCreator | None:
+    """The same, of environments that remember how they came to where they are."""
+    return None if env is None else partial(_make_replayable, env_creator(env, config))
+
+
 def _is_id(env: Any) -> bool:
     """Whether `make_env` is to find it: neither registered with Ray nor RLlib's form of a path, "package.EnvClass"."""
     return isinstance(env, str) and not _global_registry.contains(ENV_CREATOR, env) and (":" in env or "." not in env)
@@ -41,3 +47,7 @@ def _is_id(env: Any) -> bool:
 
 def _make_preprocessed(make: EnvCreator, settings: PixelSettings, env_config: Any) -> Any:
     return preprocess(make(env_config), settings)
+
+
+def _make_replayable(make: EnvCreator, env_config: Any) -> ReplayableEnv:
+    return ReplayableEnv(make(env_config))

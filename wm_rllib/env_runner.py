@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.minibatch_utils import ShardEpisodesIterator
 
 from wm_rllib.connectors import FeatureConnector
-from wm_rllib.env_creation import env_for_runners
+from wm_rllib.env_creation import env_for_runners, replayable_env
 from wm_rllib.evaluation import EvaluationResult, evaluate_in
+from wm_rllib.half_played import HalfPlayed
 from wm_rllib.held_actions import HeldActions
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
@@ -36,7 +38,6 @@ class CollectRequest:
         num_timesteps: Real env steps; up to one more per env than asked may come.
         num_shards: Learners; the experience comes in that many parts of equal length.
         random_actions: Sample actions from the action space.
-        fresh_envs: Reset all envs first, from `seed`.
         seed: Seed of this stage and worker, or None.
         greedy_fraction: Share of the env runner's environments, rounded down, that act greedily.
         random_hold: Steps that a random action is held for, at most.
@@ -45,7 +46,6 @@ class CollectRequest:
     num_timesteps: int
     num_shards: int
     random_actions: bool
-    fresh_envs: bool
     seed: int | None
     greedy_fraction: float = 0.0
     random_hold: int = 1
@@ -94,9 +94,11 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         self.module.eval()
 
     def make_env(self) -> None:
-        """RLlib's, with environments that are ready for V."""
+        """RLlib's, with environments that are ready for V and, in the deterministic setting, replayable."""
         given = self.config.env
-        self.config.env = env_for_runners(given, self.config)
+        self._is_replayable = self.config.is_deterministic and not self.config.in_evaluation
+        make = replayable_env if self._is_replayable else env_for_runners
+        self.config.env = make(given, self.config)
         try:
             super().make_env()
         finally:
@@ -148,7 +150,6 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         if request.seed is not None:
             self._seed = request.seed
             self.env.action_space.seed(request.seed)
-        self._needs_initial_reset |= request.fresh_envs
         self.features.random_actions = request.random_actions
         if self.features.needs_refresh and not request.random_actions:
             self._refresh_features(vae_changed=True)
@@ -170,6 +171,54 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             seconds=time.perf_counter() - start,
             metrics=self.get_metrics(),
         )
+
+    def get_half_played(self) -> bytes | None:
+        """The episodes under way, pickled: a `HalfPlayed`. None where there are none that could be brought back.
+
+        Newer weights are pulled first, as the next `collect` would: what is held is then encoded by those published last.
+        """
+        if self._needs_initial_reset or not self._is_replayable:
+            return None
+        self.pull()
+        half_played = HalfPlayed(
+            envs=self.env.unwrapped.call("episode_so_far"),
+            episodes=self._ongoing_episodes,
+            earlier_chunks=dict(self._ongoing_episodes_for_metrics),
+            to_module=self._cached_to_module,
+            shared_data=self._shared_data,
+            features=self.features.get_ongoing(),
+        )
+        return pickle.dumps(half_played)
+
+    def set_half_played(self, pickled: bytes | None) -> None:
+        """Goes on with another run's episodes; starts new ones where environments do not come back the same."""
+        self._needs_initial_reset = True
+        self.pull()
+        if pickled is None or not self._is_replayable:
+            return
+        half_played: HalfPlayed = pickle.loads(pickled)
+        if not self._bring_back(half_played):
+            return
+        self._needs_initial_reset = False
+        self._ongoing_episodes = list(half_played.episodes)
+        self._ongoing_episodes_for_metrics.clear()
+        self._ongoing_episodes_for_metrics.update(half_played.earlier_chunks)
+        self._cached_to_module, self._shared_data = half_played.to_module, half_played.shared_data
+        self.features.set_ongoing(half_played.features)
+
+    def _bring_back(self, half_played: HalfPlayed) -> bool:
+        if len(half_played.envs) != self.num_envs:
+            logger.warning("%d environments instead of %d: new episodes start", self.num_envs, len(half_played.envs))
+            return False
+        self.env.unwrapped.set_attr("coming", half_played.envs)
+        observations, _ = self.env.reset()
+        if half_played.shows(observations):
+            return True
+        logger.warning(
+            "environments do not show again what they did, given the same seeds and actions: new episodes start, and "
+            "the run is not what it would have been"
+        )
+        return False
 
     def _sample_randomly(self, request: CollectRequest) -> list[SingleAgentEpisode]:
         """RLlib's random actions, each held for a while if that is asked for."""

@@ -47,27 +47,33 @@ def realised_ratio(num_real: int, num_imagined: int) -> float:
 
 
 def ratio_at(ratio: Ratio, timestep: int) -> float:
-    """The value at `timestep` of a fixed ratio or of a schedule [[timestep, value], ...].
-
-    Between two points the value is interpolated linearly, and the last one holds from there on, as RLlib's schedules
-    do. In float64: RLlib's own Scheduler goes through float32, which is rows off at ratios near 1.
+    """The ratio at `timestep`.
 
     Raises:
         ValueError: The ratio is "auto", which the gate decides.
     """
     if isinstance(ratio, str):
         raise ValueError(f"ratio = {ratio!r} is for the gate to decide.")
-    if isinstance(ratio, (int, float)):
-        return float(ratio)
-    for (start, low), (end, high) in pairwise(ratio):
+    return value_at(ratio, timestep)
+
+
+def value_at(value: float | Schedule, timestep: int) -> float:
+    """A fixed value, or that of a schedule [[timestep, value], ...] at `timestep`.
+
+    Between two points the value is interpolated linearly, and the last one holds from there on, as RLlib's schedules
+    do. In float64: RLlib's own Scheduler goes through float32, which is rows off at ratios near 1.
+    """
+    if isinstance(value, (int, float)):
+        return float(value)
+    for (start, low), (end, high) in pairwise(value):
         if timestep < end:
             return low + (high - low) * max(0.0, (timestep - start) / (end - start))
-    return float(ratio[-1][1])
+    return float(value[-1][1])
 
 
 def rounds_at(rounds: int | Schedule, timestep: int) -> int:
-    """Dream rounds at `timestep`, of a fixed number or of a schedule as in `ratio_at`, rounded."""
-    return round(ratio_at(rounds, timestep))
+    """Dream rounds at `timestep`, rounded."""
+    return round(value_at(rounds, timestep))
 
 
 def most_rounds(rounds: int | Schedule) -> int:

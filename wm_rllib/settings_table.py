@@ -188,13 +188,13 @@ SETTINGS: tuple[Setting, ...] = (
         (
             "exploration_bonus",
             "exploration_bonus",
-            number(0),
+            number_or_schedule(0),
             "Dreamed reward for trying what M is unsure of, in units of the reward's scale; 0: none.",
         ),
         (
             "optimism",
             "optimism",
-            number(0),
+            number_or_schedule(0),
             "Dreamed rewards are so many standard deviations, over the ensemble, above what M expects; 0: none.",
         ),
         (

@@ -26,7 +26,7 @@ from wm_rllib.fit_calls import fit_in_calls
 from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import update_policy
-from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, rounds_at, split_evenly
+from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, rounds_at, split_evenly, value_at
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
@@ -122,7 +122,6 @@ class Stages:
             num_timesteps=num_timesteps,
             num_shards=self.num_shards,
             random_actions=random_actions,
-            fresh_envs=self._is_after_checkpoint(),
             seed=self.seed(stage),
             random_hold=self.config.random_hold,
             greedy_fraction=self.config.greedy_fraction if self._learns_from_dreams() else 0.0,
@@ -154,11 +153,6 @@ class Stages:
         self.report.num_env_steps += real.num_timesteps
         self.report.staleness = max(self.report.staleness, real.staleness)
         self.report.dropped_rows += real.dropped_rows
-
-    def _is_after_checkpoint(self) -> bool:
-        """Whether envs are reset now so that a run resumed here equals one that was never killed (contract 7)."""
-        deterministic = self.config.is_single_process and self.config.seed is not None
-        return deterministic and self._iteration() % self.config.checkpoint_frequency == 0
 
     # --- the world model ---------------------------------------------------------------------------------------------
 
@@ -233,13 +227,14 @@ class Stages:
 
     def dream_order(self, rows: int, horizon: int) -> DreamOrder:
         """What is asked of the dreamers."""
+        steps = self.parts.state.num_env_steps
         return DreamOrder(
             rows=split_evenly(rows, self.num_shards),
             horizon=horizon,
             temperature=self.config.temperature,
             max_disagreement=self.config.max_disagreement,
-            exploration_bonus=self.config.exploration_bonus,
-            optimism=self.config.optimism,
+            exploration_bonus=value_at(self.config.exploration_bonus, steps),
+            optimism=value_at(self.config.optimism, steps),
             burn_in=self.config.burn_in,
         )
 

@@ -95,7 +95,7 @@ def time_sampling(algorithm: Algorithm, num_timesteps: int) -> dict[str, float]:
     """One request to the local env runner, as its algorithm makes it: steps, seconds and CPU seconds."""
     runner = algorithm.env_runner
     if isinstance(runner, WorldModelEnvRunner):
-        request = CollectRequest(num_timesteps, 1, random_actions=False, fresh_envs=False, seed=None)
+        request = CollectRequest(num_timesteps, 1, random_actions=False, seed=None)
         return _timed(lambda: runner.collect(request), lambda collected: collected.num_timesteps)
 
     def sample() -> Any:
