@@ -175,7 +175,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
     def get_half_played(self) -> bytes | None:
         """The episodes under way, pickled: a `HalfPlayed`. None where there are none that could be brought back.
 
-        Newer weights are pulled first, as the next `collect` would: what is held is then encoded by those published last.
+        Newer weights are pulled first, as the next `collect` would: what is held is then encoded by those published.
         """
         if self._needs_initial_reset or not self._is_replayable:
             return None

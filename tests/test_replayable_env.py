@@ -1,0 +1,142 @@
+"""Environments played to a point again: the same from there on, over the ends of episodes too."""
+
+from __future__ import annotations
+
+import logging
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from wm_rllib.replayable_env import ReplayableEnv
+
+ENVS = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"]
+
+
+def vector(env_id: str, num_envs: int = 3) -> gym.vector.SyncVectorEnv:
+    return gym.vector.SyncVectorEnv([lambda: ReplayableEnv(gym.make(env_id)) for _ in range(num_envs)])
+
+
+def play(env: gym.vector.VectorEnv, actions: list[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+    return [tuple(np.array(part) for part in env.step(action)[:4]) for action in actions]
+
+
+def brought_back(env: gym.vector.SyncVectorEnv, env_id: str) -> tuple[gym.vector.SyncVectorEnv, np.ndarray]:
+    other = vector(env_id, env.num_envs)
+    other.set_attr("coming", env.call("episode_so_far"))
+    observations, _ = other.reset()
+    return other, observations
+
+
+def assert_same(left: list[tuple[np.ndarray, ...]], right: list[tuple[np.ndarray, ...]]) -> None:
+    for one, other in zip(left, right, strict=True):
+        for expected, actual in zip(one, other, strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+@pytest.mark.parametrize("steps", [1, 57, 230])
+def test_goes_on_as_the_other_does(env_id: str, steps: int):
+    env = vector(env_id)
+    env.action_space.seed(steps)
+    env.reset(seed=7)
+    seen = play(env, [env.action_space.sample() for _ in range(steps)])
+    other, observations = brought_back(env, env_id)
+    np.testing.assert_array_equal(observations, seen[-1][0])
+    later = [env.action_space.sample() for _ in range(250)]
+    expected = play(env, later)
+    assert_same(expected, play(other, later))
+    if env_id in ("CartPole-v1", "Pendulum-v1"):
+        assert any(terminated.any() or truncated.any() for _, _, terminated, truncated in expected)
+
+
+def test_an_environment_that_owes_a_reset_pays_it():
+    env = vector("CartPole-v1")
+    env.reset(seed=3)
+    push = np.zeros(3, int)
+    while True:
+        _, _, terminateds, _, _ = env.step(push)
+        if terminateds.any():
+            break
+    other, _ = brought_back(env, "CartPole-v1")
+    later = [push] * 40
+    expected = play(env, later)
+    assert not expected[0][2][terminateds].any()
+    assert (expected[0][1][terminateds] == 0).all()  # a reset, which pays nothing
+    assert_same(expected, play(other, later))
+
+
+def test_brought_back_twice():
+    env = vector("Pendulum-v1")
+    env.action_space.seed(0)
+    env.reset(seed=1)
+    play(env, [env.action_space.sample() for _ in range(40)])
+    other, _ = brought_back(env, "Pendulum-v1")
+    between = [env.action_space.sample() for _ in range(190)]  # the first episode ends in between
+    assert_same(play(env, between), play(other, between))
+    third, _ = brought_back(other, "Pendulum-v1")
+    later = [env.action_space.sample() for _ in range(210)]
+    assert_same(play(env, later), play(third, later))
+
+
+def test_episodes_differ_and_the_seed_decides():
+    def beginnings(seed: int) -> np.ndarray:
+        env = ReplayableEnv(gym.make("Pendulum-v1"))
+        return np.stack([env.reset(seed=seed)[0], *(env.reset()[0] for _ in range(3))])
+
+    assert len(np.unique(beginnings(4), axis=0)) == 4
+    np.testing.assert_array_equal(beginnings(4), beginnings(4))
+    assert not np.isin(beginnings(4), beginnings(5)).any(axis=1).all()
+
+
+# --- in the algorithm ------------------------------------------------------------------------------------------------
+
+
+class Fickle(gym.Env):
+    """Shows something else each time, whatever the seed."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    _steps = 0
+
+    def __init__(self, config=None):
+        self._own = np.random.default_rng()
+
+    def reset(self, *, seed=None, options=None):
+        self._steps = 0
+        return self._own.normal(size=2).astype(np.float32), {}
+
+    def step(self, action):
+        self._steps += 1
+        return self._own.normal(size=2).astype(np.float32), 1.0, False, self._steps == 30, {}
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_where_environments_do_not_come_back_new_episodes_start_and_it_is_said(caplog):
+    algorithm = tiny_config(Fickle, num_envs_per_env_runner=2).build_algo()
+    for _ in range(3):
+        algorithm.train()
+    state = algorithm.get_state()
+    logger = logging.getLogger("wm_rllib")
+    logger.addHandler(caplog.handler)
+    try:
+        algorithm.set_state(state)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "new episodes start" in caplog.text
+    algorithm.train()
+    algorithm.stop()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_episodes_last_over_checkpoints():
+    """With the cut at each, none of Pendulum's 200 steps would ever be whole."""
+    config = tiny_config("Pendulum-v1", num_envs_per_env_runner=2, checkpoint_frequency=1, random_collection_steps=60)
+    config.train_batch_size_per_learner = 60
+    algorithm = config.build_algo()
+    lengths = [algorithm.train()["env_runners"].get("episode_len_mean") for _ in range(10)]
+    algorithm.stop()
+    assert 200 in lengths
