@@ -67,6 +67,22 @@ def test_an_environment_that_owes_a_reset_pays_it():
     assert_same(expected, play(other, later))
 
 
+def test_in_processes_of_their_own():
+    make = [lambda: ReplayableEnv(gym.make("CartPole-v1"))] * 2
+    env, other = gym.vector.AsyncVectorEnv(make), gym.vector.AsyncVectorEnv(make)
+    try:
+        env.action_space.seed(2)
+        env.reset(seed=5)
+        play(env, [env.action_space.sample() for _ in range(45)])
+        other.set_attr("coming", env.call("episode_so_far"))
+        other.reset()
+        later = [env.action_space.sample() for _ in range(60)]
+        assert_same(play(env, later), play(other, later))
+    finally:
+        env.close()
+        other.close()
+
+
 def test_brought_back_twice():
     env = vector("Pendulum-v1")
     env.action_space.seed(0)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import ray
 import torch
 from ray.rllib.core.columns import Columns
@@ -17,6 +18,7 @@ from ray.rllib.utils.minibatch_utils import ShardEpisodesIterator
 
 from wm_rllib.connectors import FeatureConnector
 from wm_rllib.env_creation import env_for_runners, replayable_env
+from wm_rllib.environment_check import ONE_BY_ONE
 from wm_rllib.evaluation import EvaluationResult, evaluate_in
 from wm_rllib.half_played import HalfPlayed
 from wm_rllib.held_actions import HeldActions
@@ -96,7 +98,8 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
     def make_env(self) -> None:
         """RLlib's, with environments that are ready for V and, in the deterministic setting, replayable."""
         given = self.config.env
-        self._is_replayable = self.config.is_deterministic and not self.config.in_evaluation
+        one_by_one = gym.VectorizeMode(self.config.gym_env_vectorize_mode) in ONE_BY_ONE
+        self._is_replayable = self.config.is_deterministic and one_by_one and not self.config.in_evaluation
         make = replayable_env if self._is_replayable else env_for_runners
         self.config.env = make(given, self.config)
         try:
