@@ -74,8 +74,8 @@ class WorldModelSections:
         self.imagination_horizon = 50
         self.min_imagination_horizon = 5
         self.max_disagreement: float | None = None
-        self.exploration_bonus: float | Schedule = 0.1
-        self.optimism: float | Schedule = 1.0
+        self.exploration_bonus: float | Schedule = [[0, 0.1], [2000, 0.1], [8000, 0.0]]
+        self.optimism: float | Schedule = [[0, 1.0], [2000, 1.0], [8000, 0.0]]
         self.temperature = 1.0
         self.num_dream_rounds: int | Schedule = 6
         self.dream_batch_size = 12_800
