@@ -78,13 +78,20 @@ def _check_name(document: dict[str, Any]) -> list[str]:
 
 
 def _check_schema(document: dict[str, Any]) -> list[str]:
+    return list(_schema_problems(json.dumps(document, sort_keys=True)))
+
+
+@cache
+def _schema_problems(text: str) -> tuple[str, ...]:
+    """Of a document as JSON: a validation reads a schema of more than a megabyte, and mutants share most pods."""
+    document = json.loads(text)
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except (kubernetes_validate.ValidationError, jsonschema.ValidationError) as error:
-        return [f"{document['kind']}: {error.message}"]
+        return (f"{document['kind']}: {error.message}",)
     except kubernetes_validate.InvalidSchemaError as error:
-        return [f"{document.get('kind')}: no such kind, {error}"]
-    return []
+        return (f"{document.get('kind')}: no such kind, {error}",)
+    return ()
 
 
 def _check_crd(document: dict[str, Any]) -> list[str]:

@@ -392,6 +392,7 @@ def test_ctrl_c_writes_a_checkpoint(train):
     assert load_policy(run.folder / "checkpoints" / "last").compute_action(np.zeros(4, np.float32)) in (0, 1)
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_middle_of_an_iteration(train):
     """Two thousand dream rounds take minutes; the checkpoint is there after the present one, and is gone on from."""
     rounds = ("--set", "world_model.training.num_dream_rounds=2000", "--set", "world_model.training.updates_per_step=0")

@@ -16,13 +16,13 @@ from wm_rllib.metrics import progress_row
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
-ITERATIONS = 10
+ITERATIONS = 6
 LOSSES = ("vae/reconstruction_loss", "vae/kl_divergence", "mdn/nll", "mdn/reward_loss", "mdn/termination_loss")
 PPO_LOSSES = ("ppo/policy_loss", "ppo/vf_loss", "ppo/entropy")
 
 
 @pytest.mark.parametrize("env", ["Acrobot-v1", "Pendulum-v1", "LunarLander-v3", TwoLevers])
-def test_ten_iterations(env):
+def test_all_phases(env):
     algorithm = tiny_config(env, evaluation_interval_steps=200, num_envs_per_env_runner=2).build_algo()
     try:
         rows = [progress_row(algorithm.train()) for _ in range(ITERATIONS)]

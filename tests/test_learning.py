@@ -62,7 +62,7 @@ def one_step_errors(world_model: WorldModel, episodes: list[dict[str, np.ndarray
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.slow)])
 def test_m_beats_z_stays_and_its_untrained_self(env_id):
     """One step ahead, on random experience that it was not fitted to."""
     config = WorldModelPPOConfig().environment(env_id).world_model(random_collection_steps=1000, pretrain_epochs=250)

@@ -272,7 +272,9 @@ def test_an_env_runner_dies_while_it_samples(mixed):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"imagination_ratio": "auto", "num_learners": 1, "num_cpus_per_learner": 0.2},
+        pytest.param(
+            {"imagination_ratio": "auto", "num_learners": 1, "num_cpus_per_learner": 0.2}, marks=pytest.mark.slow
+        ),
         pytest.param(
             {"imagination_ratio": [[0, 0.5], [120, 0.9], [200, 0.0]], "max_dreams_in_flight": 1},
             marks=pytest.mark.slow,

@@ -268,6 +268,7 @@ def test_a_dreamer_dies_while_it_dreams(mixed, monkeypatch):
     assert versions(first) == versions(second)
 
 
+@pytest.mark.slow
 def test_both_dreamers_die_at_once(mixed):
     restarts = mixed.train()["restarts"]["dreamers"]
     steps = steps_of(mixed)
@@ -377,6 +378,7 @@ def test_an_env_runner_dies(mixed):
     assert versions(first)[0] == start[WEIGHTS_SEQ_NO]
 
 
+@pytest.mark.slow
 def test_all_env_runners_dead_at_once(mixed):
     """An iteration without real rows has no update and no NaN; then it goes on."""
     steps = steps_of(mixed)

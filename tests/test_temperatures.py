@@ -266,6 +266,7 @@ def test_the_command(capsys, monkeypatch):
     assert content["temperatures"][0] == first
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_killed_in_the_middle_of_training(capsys, monkeypatch):
     from wm_rllib import WorldModelPPO
