@@ -114,7 +114,8 @@ def test_get_state_and_set_state_carry_the_replay_too(build):
     ("env", "saved_at", "overrides"),
     [
         ("CartPole-v1", 4, {}),
-        ("Pendulum-v1", 5, {"random_collection_steps": 250}),  # Box actions, truncation alone
+        # Box actions, truncation alone, and iterations that publish no world model
+        ("Pendulum-v1", 5, {"random_collection_steps": 250, "updates_per_step": 0.0}),
         ("CartPole-v1", 3, {"imagination_ratio": "auto", "max_disagreement": 0.8, "pretrain_epochs": 40}),
         (
             "CartPole-v1",

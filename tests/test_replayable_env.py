@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import TRAIN_BATCH, tiny_config
 
 from wm_rllib.replayable_env import ReplayableEnv
 
@@ -110,49 +111,96 @@ def test_episodes_differ_and_the_seed_decides():
 
 
 class Fickle(gym.Env):
-    """Shows something else each time, whatever the seed."""
+    """Shows something else in each process, ends sooner in the next, or fails there."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Discrete(2)
-    _steps = 0
+    fault: ClassVar[str | None] = None
 
     def __init__(self, config=None):
-        self._own = np.random.default_rng()
+        self._steps = 0
 
     def reset(self, *, seed=None, options=None):
         self._steps = 0
-        return self._own.normal(size=2).astype(np.float32), {}
+        return self._observation(), {}
 
     def step(self, action):
         self._steps += 1
-        return self._own.normal(size=2).astype(np.float32), 1.0, False, self._steps == 30, {}
+        if self.fault == "raises" and self._steps > 5:
+            raise OSError("the game has gone")
+        end = 5 if self.fault == "ends sooner" else 1000
+        return self._observation(), 1.0, False, self._steps == end, {}
+
+    def _observation(self):
+        return np.full(2, self._steps + 0.5 * (self.fault == "shows something else"), np.float32)
+
+
+@pytest.fixture
+def restored(local_ray, caplog, monkeypatch):
+    """Restores a run into a new algorithm of the given config, and returns that and what was logged."""
+    algorithms = []
+
+    def restore(first: Any, second: Any, fault: str | None = None) -> tuple[Any, Any, str]:
+        algorithms.append(first.build_algo())
+        for _ in range(3):
+            algorithms[-1].train()
+        state = algorithms[-1].get_state()
+        monkeypatch.setattr(Fickle, "fault", fault)
+        algorithms.append(second.build_algo())
+        logger = logging.getLogger("wm_rllib")
+        logger.addHandler(caplog.handler)
+        try:
+            algorithms[-1].set_state(state)
+        finally:
+            logger.removeHandler(caplog.handler)
+        monkeypatch.setattr(Fickle, "fault", None)
+        return algorithms[0], algorithms[1], caplog.text
+
+    yield restore
+    for algorithm in algorithms:
+        algorithm.stop()
+
+
+def ongoing(algorithm: Any) -> list[str]:
+    return [episode.id_ for episode in algorithm.env_runner._ongoing_episodes]
+
+
+@pytest.mark.integration
+def test_episodes_under_way_go_on(restored):
+    one, other, logged = restored(*[tiny_config(Fickle, num_envs_per_env_runner=2) for _ in range(2)])
+    assert ongoing(one) == ongoing(other) and "new ones start" not in logged
+    steps = [episode.t for episode in other.env_runner._ongoing_episodes]
+    other.train()
+    assert [episode.t for episode in other.env_runner._ongoing_episodes] == [step + TRAIN_BATCH // 2 for step in steps]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("fault", ["shows something else", "ends sooner", "raises"])
+def test_where_environments_do_not_come_back_new_episodes_start_and_it_is_said(restored, fault):
+    one, other, logged = restored(*[tiny_config(Fickle, num_envs_per_env_runner=2) for _ in range(2)], fault)
+    assert "new ones start" in logged
+    assert other.train()["phase"] == "mixed"
+    assert not set(ongoing(one)) & set(ongoing(other))
+    assert [episode.t for episode in other.env_runner._ongoing_episodes] == [TRAIN_BATCH // 2] * 2
+
+
+@pytest.mark.integration
+def test_another_number_of_environments_starts_new_episodes(restored):
+    _, other, logged = restored(*[tiny_config(Fickle, num_envs_per_env_runner=count) for count in (2, 1)])
+    assert "there are 1 environments, and were 2" in logged
+    assert other.train()["phase"] == "mixed"
 
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
-def test_where_environments_do_not_come_back_new_episodes_start_and_it_is_said(caplog):
-    algorithm = tiny_config(Fickle, num_envs_per_env_runner=2).build_algo()
-    for _ in range(3):
-        algorithm.train()
-    state = algorithm.get_state()
-    logger = logging.getLogger("wm_rllib")
-    logger.addHandler(caplog.handler)
-    try:
-        algorithm.set_state(state)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert "new episodes start" in caplog.text
-    algorithm.train()
-    algorithm.stop()
-
-
-@pytest.mark.integration
-@pytest.mark.usefixtures("local_ray")
-def test_episodes_last_over_checkpoints():
-    """With the cut at each, none of Pendulum's 200 steps would ever be whole."""
-    config = tiny_config("Pendulum-v1", num_envs_per_env_runner=2, checkpoint_frequency=1, random_collection_steps=60)
+def test_saving_leaves_episodes_whole(tmp_path):
+    """Pendulum's have 200 steps each; here a checkpoint comes every 30."""
+    config = tiny_config("Pendulum-v1", num_envs_per_env_runner=2, random_collection_steps=60)
     config.train_batch_size_per_learner = 60
     algorithm = config.build_algo()
-    lengths = [algorithm.train()["env_runners"].get("episode_len_mean") for _ in range(10)]
+    lengths = []
+    for _ in range(10):
+        lengths.append(algorithm.train()["env_runners"].get("episode_len_mean"))
+        algorithm.save_to_path(str(tmp_path / "checkpoint"))
     algorithm.stop()
     assert 200 in lengths

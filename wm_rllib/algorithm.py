@@ -237,7 +237,8 @@ class WorldModelPPO(EvaluatedPPO):
         if self._check_component(COMPONENT_REPLAY, components, not_components):
             state[COMPONENT_REPLAY] = None if components == COMPONENT_REPLAY else self._replay.get_state()
         state[TRAINING_STATE] = self._state.to_dict()
-        state[HALF_PLAYED] = self.env_runner.get_half_played() if self.config.is_deterministic else None
+        if components is None:  # not a call that picks one component's state out of the rest
+            state[HALF_PLAYED] = self.env_runner.get_half_played() if self.config.is_deterministic else None
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -252,7 +253,8 @@ class WorldModelPPO(EvaluatedPPO):
             self._state.restore(state[TRAINING_STATE])
             self._state.resumes += 1
         self._publisher.publish(self.iteration, policy=True, world_model=True)
-        if self.config.is_deterministic:
+        if self.config.is_deterministic and TRAINING_STATE in state:
+            self.env_runner.connect(self._server)
             self.env_runner.set_half_played(state.get(HALF_PLAYED))
 
     def restore_from_path(

@@ -6,7 +6,7 @@ and imagined rows have one form, and the bootstrap observation of a cut or trunc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -211,8 +211,12 @@ class FeatureConnector(ConnectorV2):
         return raw
 
     def get_ongoing(self) -> Ongoing:
-        """What is remembered of the ongoing episodes."""
-        return Ongoing(self._tracks, self._z, self._state, self.needs_refresh)
+        """What is remembered of the ongoing episodes, apart from the rest of this connector."""
+        # Latents are views of whole batches, and each would be pickled with the whole.
+        tracks = {
+            id_: replace(track, latents=[z.clone() for z in track.latents]) for id_, track in self._tracks.items()
+        }
+        return Ongoing(tracks, self._z, self._state, self.needs_refresh)
 
     def set_ongoing(self, ongoing: Ongoing) -> None:
         """Goes on with them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -191,16 +190,23 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             shared_data=self._shared_data,
             features=self.features.get_ongoing(),
         )
-        return pickle.dumps(half_played)
+        return ray.cloudpickle.dumps(half_played)  # by value what is in nobody's module, as Ray does
 
     def set_half_played(self, pickled: bytes | None) -> None:
-        """Goes on with another run's episodes; starts new ones where environments do not come back the same."""
+        """Goes on with another run's episodes; starts new ones, and says so, where environments do not come back."""
         self._needs_initial_reset = True
         self.pull()
-        if pickled is None or not self._is_replayable:
+        if pickled is None and self._is_replayable:
             return
-        half_played: HalfPlayed = pickle.loads(pickled)
-        if not self._bring_back(half_played):
+        try:
+            half_played = self._brought_back(pickled)
+        except Exception as error:  # whatever an environment or a class that has changed since may raise
+            logger.warning(
+                "the episodes under way cannot be brought back, new ones start, and the run is not what it would have "
+                "been without the interruption: %s",
+                error,
+            )
+            self.make_env()  # whatever state the environments were left in
             return
         self._needs_initial_reset = False
         self._ongoing_episodes = list(half_played.episodes)
@@ -209,19 +215,17 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         self._cached_to_module, self._shared_data = half_played.to_module, half_played.shared_data
         self.features.set_ongoing(half_played.features)
 
-    def _bring_back(self, half_played: HalfPlayed) -> bool:
+    def _brought_back(self, pickled: bytes | None) -> HalfPlayed:
+        if pickled is None or not self._is_replayable:
+            raise RuntimeError("environments made as a vector keep no record of how they came to where they are")
+        half_played: HalfPlayed = ray.cloudpickle.loads(pickled)
         if len(half_played.envs) != self.num_envs:
-            logger.warning("%d environments instead of %d: new episodes start", self.num_envs, len(half_played.envs))
-            return False
+            raise RuntimeError(f"there are {self.num_envs} environments, and were {len(half_played.envs)}")
         self.env.unwrapped.set_attr("coming", half_played.envs)
         observations, _ = self.env.reset()
-        if half_played.shows(observations):
-            return True
-        logger.warning(
-            "environments do not show again what they did, given the same seeds and actions: new episodes start, and "
-            "the run is not what it would have been"
-        )
-        return False
+        if not half_played.shows(observations):
+            raise RuntimeError("environments do not show again what they did, given the same seeds and actions")
+        return half_played
 
     def _sample_randomly(self, request: CollectRequest) -> list[SingleAgentEpisode]:
         """RLlib's random actions, each held for a while if that is asked for."""

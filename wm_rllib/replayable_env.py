@@ -74,6 +74,8 @@ class ReplayableEnv(gym.Wrapper[Any, Any, Any, Any]):
         assert episode is not None
         observation, info = self.reset(seed=episode.seed)
         for action in episode.actions:
+            if self._is_over:
+                raise RuntimeError("an episode ends sooner, given the same seed and actions")
             observation, _, _, _, info = self.step(action)
         self._seeds.bit_generator.state = episode.next_seeds
         self._is_over = self._owes_reset = episode.is_over
