@@ -23,7 +23,7 @@ from wm_rllib.policy import WorldModelPolicy
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
-FREQUENCY = 4
+ITERATIONS = 10
 
 
 def make_config(env="CartPole-v1", **overrides):
@@ -34,7 +34,6 @@ def make_config(env="CartPole-v1", **overrides):
             "imagination_ratio": 0.8,
             "num_envs_per_env_runner": 2,
             "updates_per_step": 0.11,
-            "checkpoint_frequency": FREQUENCY,
             "use_kl_loss": True,
             "kl_coeff": 0.3,
             "lr": 3e-3,
@@ -128,7 +127,7 @@ def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, saved_at, 
     """Bit for bit: figures, evaluations and weights, for several iterations after the checkpoint."""
     config = make_config(env, **overrides)
     never_killed = build(config.copy(copy_frozen=False))
-    rows = [without_times(never_killed.train()) for _ in range(2 * FREQUENCY + 2)]
+    rows = [without_times(never_killed.train()) for _ in range(ITERATIONS)]
     expected = snapshot(never_killed)
 
     killed = build(config.copy(copy_frozen=False))
@@ -136,7 +135,7 @@ def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, saved_at, 
     path = killed.save_to_path(str(tmp_path / "checkpoint"))
     killed.train()  # lost with the kill
     resumed = build(checkpoint=path)
-    after = [without_times(resumed.train()) for _ in range(2 * FREQUENCY + 2 - saved_at)]
+    after = [without_times(resumed.train()) for _ in range(ITERATIONS - saved_at)]
     assert_equal(before + after, rows)
     assert_equal(snapshot(resumed), expected)
     evaluations = [row["evaluation/episode_return_mean"] for row in after]
@@ -158,7 +157,7 @@ def test_without_its_replay_it_is_no_checkpoint_to_go_on_from(build, tmp_path):
 
 @pytest.mark.parametrize(("iterations", "phase"), [(1, "random"), (2, "pretrain")])
 def test_resumed_before_the_mixed_phase(build, tmp_path, iterations, phase):
-    config = make_config(checkpoint_frequency=1, random_collection_steps=1500)  # two iterations of random collection
+    config = make_config(random_collection_steps=1500)  # two iterations of random collection
     never_killed = build(config.copy(copy_frozen=False))
     rows, path = [], None
     for iteration in range(1, 6):
@@ -178,7 +177,7 @@ def test_resumed_before_the_mixed_phase(build, tmp_path, iterations, phase):
 def test_restored_in_place_single_process(build, tmp_path):
     """What was learned after the checkpoint is gone everywhere, and training repeats itself."""
     algorithm = build(make_config())
-    for _ in range(FREQUENCY):
+    for _ in range(4):
         algorithm.train()
     path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
     first = [without_times(algorithm.train()) for _ in range(3)]

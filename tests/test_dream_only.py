@@ -19,7 +19,7 @@ from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.training_state import Phase, TrainingState
 
 ROWS = 83
-FREQUENCY = 4
+ITERATIONS, SAVED_AT = 9, 4
 
 
 def dream_only(**overrides):
@@ -189,7 +189,7 @@ def test_only_dreams_and_updates(build):
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_killed_and_resumed_equals_never_killed(build, tmp_path):
-    config = dream_only(checkpoint_frequency=FREQUENCY, evaluation_interval_iterations=3, evaluation_max_dream_steps=9)
+    config = dream_only(evaluation_interval_iterations=3, evaluation_max_dream_steps=9)
 
     def row_of(result):
         row = progress_row(result)
@@ -197,12 +197,12 @@ def test_killed_and_resumed_equals_never_killed(build, tmp_path):
         return {name: value for name, value in row.items() if not name.startswith(own)}
 
     never_killed = build(config.copy(copy_frozen=False))
-    rows = [row_of(never_killed.train()) for _ in range(2 * FREQUENCY + 1)]
+    rows = [row_of(never_killed.train()) for _ in range(ITERATIONS)]
     killed = build(config.copy(copy_frozen=False))
-    before = [row_of(killed.train()) for _ in range(FREQUENCY)]
+    before = [row_of(killed.train()) for _ in range(SAVED_AT)]
     path = killed.save_to_path(str(tmp_path / "checkpoint"))
     resumed = build(checkpoint=path)
-    after = [row_of(resumed.train()) for _ in range(FREQUENCY + 1)]
+    after = [row_of(resumed.train()) for _ in range(ITERATIONS - SAVED_AT)]
     assert_equal(before + after, rows)
     assert_equal(snapshot(resumed), snapshot(never_killed))
     evaluated = [row["mixed_iterations"] for row in rows if row["evaluation/episode_return_mean"] is not None]

@@ -41,7 +41,6 @@ def config_of(**dreamers: Any) -> WorldModelPPOConfig:
             random_collection_steps=RANDOM_STEPS,
         )
     )
-    config.checkpoint_frequency = 2
     return config.training(train_batch_size_per_learner=64).dreamers(
         imagination_ratio=0.8, num_dream_rounds=2, imagination_horizon=10, **dreamers
     )
