@@ -9,8 +9,9 @@ INSTALLED := .venv/.installed
 train: $(INSTALLED)
 	$(BIN)/python -m wm_rllib train --config tune_configs/cartpole.yaml --run-dir $(RUN_DIR)
 
+# Two processes: one for the modules that share a Ray, one for all others (tests/conftest.py).
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -4,6 +4,10 @@ import os
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray starts: a token in the home folder must not matter
 os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
+os.environ.pop("RAY_ADDRESS", None)  # nor a cluster that somebody works on
+# Ray's processes would run at niceness 15, and wait for the other half of the tests on a machine with two cores.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 # Actors and other processes find the helpers in this folder.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 
@@ -12,16 +16,21 @@ import gc
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
+hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine may take its time
+hypothesis.settings.load_profile("tests")
 torch.set_num_threads(1)  # the sums of several threads may differ in their last bits
 
 LOCAL_RAY = "local_ray"  # the resource by which that fixture's Ray is known
 IDLE_WITHIN_S = 3.0
+WITH_RAY = pytest.StashKey[set[Path]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,15 +46,21 @@ def seeded() -> Iterator[None]:
     assert torch.is_grad_enabled(), "this test leaves gradients off for all that follow"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that use `local_ray` come last and side by side, so that one Ray serves them all."""
-    with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path in with_ray)
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Modules that use `local_ray` are one group, so that one Ray serves them all; each other module is its own."""
+    with_ray = config.stash[WITH_RAY] = {i.path for i in items if "local_ray" in getattr(i, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in with_ray)  # the longest part first: the rest fits in beside it
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(LOCAL_RAY if item.path in with_ray else item.path.stem))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_ray_left_behind() -> Iterator[None]:
-    """An algorithm that is built without `local_ray` starts Ray by itself: the next module must not find it."""
+def no_ray_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module finds no Ray but that of `local_ray`, if it asks for it, and nothing that still runs there."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and request.path not in request.config.stash[WITH_RAY]:
+        ray.shutdown()
     yield
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized() and not (_is_local(ray) and _is_idle(ray)):
@@ -57,10 +72,12 @@ def local_ray() -> None:
     """A Ray on this machine with two logical CPUs; a module that leaves actors behind ends it for the next."""
     import ray
 
+    from wm_rllib.cli.ray_session import init_ray
+
     if not ray.is_initialized():
         resources = {LOCAL_RAY: 1.0}
         options = {"num_cpus": 2, "resources": resources, "include_dashboard": False}
-        ray.init(address="local", **options, logging_level="ERROR", log_to_driver=False)
+        init_ray(address="local", **options, logging_level="ERROR", log_to_driver=False)
 
 
 def _is_local(ray: ModuleType) -> bool:

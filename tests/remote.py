@@ -52,7 +52,7 @@ def hanging(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def train_until(algorithm: WorldModelPPO, done: Callable[[dict], bool], timeout_s: float = 60.0) -> list[dict]:
+def train_until(algorithm: WorldModelPPO, done: Callable[[dict], bool], timeout_s: float = 150.0) -> list[dict]:
     """Trains until a result satisfies `done`; returns all results on the way."""
     deadline, results = time.monotonic() + timeout_s, []
     while True:

@@ -120,7 +120,7 @@ class Run:
             assert time.monotonic() < deadline, self.output
             time.sleep(0.05)
         awaited = [process for process in self._started.values() if _name(process) not in may_stay]
-        _, alive = psutil.wait_procs(awaited, timeout=30)
+        _, alive = psutil.wait_procs(awaited, timeout=90)
         left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
         assert not left, f"processes were left behind: {left}"
         assert self._started or "error" in self.output
@@ -219,7 +219,8 @@ def test_plain_lines_in_a_pipe(finished):
     for word in ("steps", "return", "evaluation", "imagination 0.800", "steps/s", "ETA"):
         assert word in lines[-1]
     # Nothing else is said but where it runs, how it ended, what to use, and what it took.
-    rest = [line for line in output.splitlines() if line not in lines]
+    # Ray may say on a busy machine that it starts slowly.
+    rest = [line for line in output.splitlines() if line not in lines and "did not start in time" not in line]
     assert len(rest) <= 6, rest
     assert "checkpoint: " in output and "peak memory" in output
     assert re.search(r"[\d.]+ GB resident", output)
@@ -342,7 +343,7 @@ def test_a_second_run_in_the_folder_is_refused(finished):
 def test_killed_and_resumed_is_the_run_that_was_not(train, finished):
     """kill -9 in the mixed phase, then --resume auto: contiguous, no repeat, bit for bit the uninterrupted run."""
     killed = train()
-    killed.wait_for(2 * FREQUENCY + 2)
+    killed.wait_for(2 * FREQUENCY + 1)
     os.kill(killed.process.pid, signal.SIGKILL)
     # Ray's own two agents notice within a minute that their Ray is gone.
     assert killed.wait(may_stay=("ray::DashboardAgent", "ray::RuntimeEnvAgent")) == -signal.SIGKILL

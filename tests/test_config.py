@@ -65,6 +65,20 @@ def test_wrong_bounds_are_one_clear_error(nothing_starts: None, overrides: dict[
     assert all(part in str(error.value) for part in said)
 
 
+def test_a_controller_with_a_memory_of_its_own_is_refused(nothing_starts: None):
+    with pytest.raises(ValueError, match=r"use_lstm = True .*Fix: use_lstm False"):
+        tiny_config().rl_module(model_config={"use_lstm": True}).build_algo()
+
+
+@pytest.mark.parametrize(
+    ("episodes", "runners", "lanes"), [(20, 0, 20), (20, 1, 20), (20, 4, 5), (21, 4, 6), (3, 4, 1), (500, 4, 20)]
+)
+def test_no_evaluation_environment_without_an_episode(nothing_starts: None, episodes: int, runners: int, lanes: int):
+    config = tiny_config(evaluation_duration=episodes, evaluation_num_env_runners=runners)
+    config.validate()
+    assert config.evaluation_config["num_envs_per_env_runner"] == lanes
+
+
 def test_bounds_of_the_gate_are_the_configs(nothing_starts: None):
     config = tiny_config(imagination_ratio="auto", imagination_ratio_bounds=[0.1, 0.7], min_imagination_horizon=3)
     config.validate()

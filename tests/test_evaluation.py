@@ -94,6 +94,32 @@ def test_the_largest_seeds_work(seed: int):
     assert len(evaluate_policy(ByTheClock(), Uneven, 45, seed=seed).returns) == 45
 
 
+@pytest.mark.parametrize(("num_episodes", "lanes"), [(3, 8), (9, 8)])
+def test_nobody_waits_for_a_lane_that_does_not_count(monkeypatch: pytest.MonkeyPatch, num_episodes: int, lanes: int):
+    """The last round's other lanes would never end."""
+
+    class First(Uneven):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+            observation, info = super().reset(seed=seed)
+            self.length = 2 if seed is None or seed < 100 + num_episodes else 10**9
+            return observation, info
+
+    monkeypatch.setattr("wm_rllib.evaluation.MAX_EPISODE_STEPS", 10**9)
+    assert (
+        evaluate_in(make_vector_env(First, lanes), ByTheClock(), num_episodes, seed=100).lengths == [2] * num_episodes
+    )
+
+
+def test_an_episode_without_end_counts_as_it_is_and_it_is_said(monkeypatch, caplog):
+    monkeypatch.setattr("wm_rllib.evaluation.MAX_EPISODE_STEPS", 5)
+    result = evaluate_in(make_vector_env(Uneven, 6), ByTheClock(), 6, seed=100)
+    expected = [length_of(100 + episode) for episode in range(6)]
+    assert result.lengths == [min(5, length) for length in expected]
+    assert result.returns == [length * min(5, length) for length in expected]
+    assert 0 < expected.count(40) < 6
+    assert f"{expected.count(40)} of 6 greedy episodes did not end in 5 steps" in caplog.text
+
+
 def test_environments_by_name():
     env = make_vector_env("CartPole-v1", 3, {"sutton_barto_reward": True})
     assert env.num_envs == 3

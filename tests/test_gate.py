@@ -6,7 +6,17 @@ import dataclasses
 
 import pytest
 
-from wm_rllib.gate import CLOSED_SKILL, EMA_RATE, FAR_SKILL, OPEN_SKILL, TOLERATED_GAP, Bounds, Gate, Judgement
+from wm_rllib.gate import (
+    CLOSED_SKILL,
+    EMA_RATE,
+    FAR_SKILL,
+    LARGEST_GAP,
+    OPEN_SKILL,
+    TOLERATED_GAP,
+    Bounds,
+    Gate,
+    Judgement,
+)
 from wm_rllib.training_state import TrainingState
 
 BOUNDS = Bounds(min_ratio=0.0, max_ratio=0.9, min_horizon=2, max_horizon=6)
@@ -88,6 +98,15 @@ def test_a_gap_counts_beyond_chance_in_units_of_the_returns():
     assert gate_after(judged(0.9, gap=9.0, error=5.0)).gap == 0.0
     gate = gate_after(judged(0.9, gap=30.0, error=5.0, scale=10.0), judged(0.9), judged(0.9, gap=1.0, error=5.0))
     assert gate.gap == pytest.approx(EMA_RATE * 2.0 * (1 - EMA_RATE))  # None changes nothing, chance lets it fade
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_one_absurd_gap_is_forgotten_soon(sign: float):
+    gate = gate_after(judged(0.9, gap=sign * 1e6, error=1.0))
+    assert gate.gap == pytest.approx(sign * EMA_RATE * LARGEST_GAP)
+    for _ in range(8):
+        gate.judge(judged(0.9, gap=0.0, error=1.0))
+    assert abs(gate.gap) < TOLERATED_GAP
 
 
 @pytest.mark.parametrize(

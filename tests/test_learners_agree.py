@@ -123,7 +123,7 @@ def test_unequal_shards_do_not_hang(groups, minibatch_size):
     for lanes in ([1, 7], [8, 0]):
         start = time.monotonic()
         update(group, data_for(2, lanes))
-        assert time.monotonic() - start < 60
+        assert time.monotonic() - start < 120
         first, second = (result.get() for result in group.foreach_learner(lambda learner: learner.get_state()))
         for name, value in first["rl_module"][DEFAULT_MODULE_ID].items():
             np.testing.assert_array_equal(value, second["rl_module"][DEFAULT_MODULE_ID][name])
@@ -149,7 +149,7 @@ def test_a_learner_without_rows_has_all_of_them_skip_the_update(groups):
     data["imagined"][1] = [ray.put([])]
     start = time.monotonic()
     results = update(group, data, ratio=0.5)
-    assert time.monotonic() - start < 60 and len(results) == 2
+    assert time.monotonic() - start < 120 and len(results) == 2
     assert largest_difference(before, weights(group)) == 0.0
     update(group, data_for(2, [4, 4]), ratio=0.5)  # and goes on
     assert largest_difference(before, weights(group)) > 0.0
@@ -161,4 +161,4 @@ def test_a_learner_that_fails_between_gradients_raises_and_does_not_hang(groups)
     start = time.monotonic()
     with pytest.raises(Exception, match=r"this learner has a defect|Connection|out of service"):
         check_results(group, update(group, data_for(2, [4, 4])))
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 120

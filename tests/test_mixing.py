@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ray.rllib.utils.schedules.piecewise_schedule import PiecewiseSchedule
 
 from wm_rllib.mixing import (
+    LARGEST_MIXED_RATIO,
     imagined_rows,
     may_dream,
     most_rounds,
@@ -18,6 +19,7 @@ from wm_rllib.mixing import (
     realised_ratio,
     rounds_at,
     split_evenly,
+    value_at,
 )
 
 RATIOS = [0.0, 0.25, 0.5, 0.9, 0.99, 0.999]
@@ -123,9 +125,18 @@ def test_split_evenly_sums_and_is_even(total: int, parts: int):
 @given(schedules(), st.integers(0, 300_000))
 @example([[0, 0.0], [1000, 0.99]], 500)
 @example([[0, 0.9], [10, 0.9], [20, 0.0]], 20)
-def test_ratio_at_equals_rllibs_schedule(schedule: list[list[float]], timestep: int):
+def test_value_at_equals_rllibs_schedule(schedule: list[list[float]], timestep: int):
     reference = PiecewiseSchedule([tuple(point) for point in schedule], outside_value=schedule[-1][1])
-    assert ratio_at(schedule, timestep) == pytest.approx(reference._value(timestep), abs=1e-12)
+    assert value_at(schedule, timestep) == pytest.approx(reference._value(timestep), abs=1e-12)
+
+
+def test_a_schedule_on_its_way_to_one_is_there_before_rows_have_no_bound():
+    schedule = [[0, 0.5], [1_000_000, 1.0]]
+    assert ratio_at(schedule, 500_000) == 0.75
+    rows = [imagined_rows(128, ratio) for step in range(0, 1_000_001, 1000) if (ratio := ratio_at(schedule, step)) < 1]
+    assert max(rows) <= imagined_rows(128, LARGEST_MIXED_RATIO)
+    assert ratio_at(schedule, 999_000) == ratio_at(schedule, 1_000_000) == 1.0
+    assert ratio_at(0.9999, 0) == 0.9999  # chosen by hand
 
 
 @given(schedules(), st.integers(0, 300_000))

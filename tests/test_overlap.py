@@ -133,8 +133,10 @@ def test_limits_hold_and_the_object_store_does_not_grow(mixed):
         # Of the env runners and dreamers alike: what is asked of them and not fetched.
         assert mixed._pool._manager.num_outstanding_async_reqs() <= 2 * 2
         assert mixed.env_runner_group.num_in_flight_async_reqs(overlap._samples._tag) <= 2
-    # An iteration puts some fourteen objects: one of them kept would be twelve more.
-    assert settled_objects() <= before + 6
+    # An iteration puts some fourteen objects: one of them kept would be twelve more, for ever.
+    deadline = time.monotonic() + 30
+    while (now := settled_objects()) > before + 6:
+        assert time.monotonic() < deadline, f"{now} objects are stored, {before} were"
 
 
 def settled_objects() -> int:
@@ -232,7 +234,7 @@ def assert_ratio_holds(result: dict) -> None:
 
 
 def test_a_dreamer_that_hangs_is_not_asked_again_until_it_answers(mixed, monkeypatch):
-    monkeypatch.setattr(mixed._pool, "_timeout_s", 1.0)
+    monkeypatch.setattr(mixed._pool, "_timeout_s", 5.0)
     stuck = dreamers(mixed)[1]
     with hanging(pid_of(stuck)):
         for _ in range(3):

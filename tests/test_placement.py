@@ -109,7 +109,7 @@ def test_a_pool_of_two_hundred(num_dreamers, ahead):
         harvest = pool.gather(pool.order_ahead(order, 7), rows, lambda attempt: 7, lambda part: False)
     else:
         harvest = pool.dream(order, lambda attempt: 7, lambda part: False)
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 100
     assert harvest.rows == rows
     asked = [request for fake in fakes for request in fake.requests]
     assert len(asked) == num_dreamers and all(len(fake.requests) == 1 for fake in fakes)

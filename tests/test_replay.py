@@ -241,7 +241,7 @@ def test_normalisation_by_hand():
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -1000.1, 1e6 + 0.25])
-def test_constant_dimensions_and_rewards_have_scale_one(constant: float):
+def test_constant_dimensions_and_rewards(constant: float):
     replay = SequenceReplay(100_000, 0)
     count = 20_000
     observations = np.full((count + 1, 2), constant, np.float32)
@@ -256,7 +256,7 @@ def test_constant_dimensions_and_rewards_have_scale_one(constant: float):
     replay.add([episode.to_numpy()])
     stats = replay.normalisation()
     assert stats["obs_mean"][0] == np.float32(constant)
-    assert stats["obs_scale"][0] == 1.0
+    assert stats["obs_scale"][0] == 0.0
     assert stats["obs_scale"][1] == pytest.approx(4.0, rel=1e-3)  # the values 0 to 6 have a standard deviation of 2
     assert stats["reward_mean"] == pytest.approx(constant, rel=1e-6)
     assert stats["reward_scale"] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from tiny import TRAIN_BATCH, tiny_config
 
+from wm_rllib.half_played import DeliveredChunk
 from wm_rllib.replayable_env import ReplayableEnv
 
 ENVS = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"]
@@ -202,5 +204,8 @@ def test_saving_leaves_episodes_whole(tmp_path):
     for _ in range(10):
         lengths.append(algorithm.train()["env_runners"].get("episode_len_mean"))
         algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    half_played = pickle.loads(algorithm.env_runner.get_half_played())
     algorithm.stop()
+    delivered = [chunk for chunks in half_played.earlier_chunks.values() for chunk in chunks]
+    assert {type(chunk) for chunk in delivered} == {DeliveredChunk}  # figures: whole chunks would fill checkpoints
     assert 200 in lengths

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,7 +365,9 @@ def test_durations():
 def test_memory_peak_holds_this_process():
     monitor = MemoryMonitor(interval_s=0.01)
     monitor.start()
-    monitor._thread.join(timeout=0.3)
+    deadline = time.monotonic() + 30
+    while not monitor.peak.proportional and time.monotonic() < deadline:
+        time.sleep(0.01)
     peak = monitor.stop()
     assert 1e7 < peak.proportional <= peak.resident
     assert "GB resident" in str(peak)

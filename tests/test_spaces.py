@@ -109,6 +109,17 @@ def test_env_to_policy_is_the_inverse_of_rllibs_unsquashing(space: Box):
         np.testing.assert_allclose(unsquash_action(unit, struct), action, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_dimension_with_one_value_alone_is_a_number(normalized: bool):
+    space = Box(np.array([-1, 0.5], np.float32), np.array([1, 0.5], np.float32))
+    codec, struct = ActionCodec(space, normalized=normalized), get_base_struct_from_space(space)
+    action = np.array([0.25, 0.5], np.float32)
+    unit = codec.env_to_policy(action)
+    assert codec.encode(torch.as_tensor(unit)).tolist() == [0.25, -1.0]
+    if normalized:
+        np.testing.assert_allclose(unsquash_action(unit, struct), action)
+
+
 def test_env_to_policy_leaves_other_actions_alone():
     assert np.array_equal(ActionCodec(Discrete(3), normalized=True).env_to_policy(np.array([2, 1])), [2, 1])
     assert np.array_equal(ActionCodec(MultiDiscrete([3, 3]), normalized=True).env_to_policy(np.array([2, 1])), [2, 1])

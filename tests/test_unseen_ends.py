@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wm_rllib.models import MDNRNN
-from wm_rllib.spaces import scale_from_bounds
+from wm_rllib.spaces import observation_scale, scale_from_bounds
 
 ACTIONS = 2
 
@@ -127,3 +127,12 @@ def test_scales_from_bounds_are_a_tenth_of_half_the_range():
     low = np.array([1.0, -np.inf, -3e38, -10.0], np.float32)
     scale = scale_from_bounds(gym.spaces.Box(low, high))
     np.testing.assert_allclose(scale, [0.05, 0.0, 0.0, 1.0])
+
+
+def test_what_has_not_changed_yet_has_its_bounds_for_a_unit():
+    high = np.array([0.01, 1.0, 4.8, np.inf, 0.0, 0.01, 10.0], np.float32)
+    low = np.array([-0.01, 0.0, -4.8, -np.inf, 0.0, -0.01, -10.0], np.float32)
+    measured = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.004, 0.2], np.float32)
+    scale = observation_scale(measured, gym.spaces.Box(low, high))
+    np.testing.assert_allclose(scale, [0.01, 0.5, 1.0, 1.0, 1.0, 0.004, 1.0], rtol=1e-6)
+    assert scale.dtype == np.float32

@@ -14,12 +14,14 @@ from ray.rllib.utils.metrics import EVALUATION_RESULTS, NUM_ENV_STEPS_SAMPLED_LI
 from ray.tune import PlacementGroupFactory
 
 from wm_rllib import placement
+from wm_rllib.collection import EnvRunnerError
 from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.dreamer import Dreamer, DreamerSpec
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_creation import EnvCreator, env_creator
 from wm_rllib.environment_check import check_environment
 from wm_rllib.evaluated_ppo import EvaluatedPPO
+from wm_rllib.failures import FailureCounter
 from wm_rllib.gauges import Gauges
 from wm_rllib.iteration import IterationReport
 from wm_rllib.logs import set_log_level
@@ -79,6 +81,7 @@ class WorldModelPPO(EvaluatedPPO):
         super().setup(config)
         self._state = TrainingState(phase=Phase.RANDOM)
         self._nodes = NodeWatch()
+        self._evaluation_failures = FailureCounter("evaluation env runner", EnvRunnerError)
         self._gauges = Gauges(self.config.wm_run_name or self.trial_name)
         remote = not self.config.is_single_process
         self._server = placement.make_server(remote=remote)
@@ -212,6 +215,7 @@ class WorldModelPPO(EvaluatedPPO):
         return {
             "env_runner_errors": self._stages.sampling.num_failures,
             "env_runners_late": self._stages.sampling.num_late,
+            "evaluation_errors": self._evaluation_failures.total,
             "dreamer_errors": self._pool.num_failures if self._pool else 0,
             "dreamers_late": self._pool.num_late if self._pool else 0,
             "nodes": self._nodes.num_alive,

@@ -82,7 +82,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             gamma=0.99,
             lambda_=0.95,
             clip_param=0.2,
-            vf_clip_param=1e9,  # returns are in the environment's units: a fixed clip would fit one scale only
+            vf_clip_param=float("inf"),  # returns are in the environment's units: a clip would fit one scale only
             vf_loss_coeff=1.0,
             entropy_coeff=0.01,
             use_kl_loss=False,
@@ -224,10 +224,11 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             self.minibatch_size = minibatch_size
 
     def _choose_lanes(self) -> None:
-        """No more evaluation environments than an evaluation has episodes: some take long to step."""
+        """No more evaluation environments than an evaluation runner has episodes: some take long to step."""
         own: Any = getattr(self, "evaluation_config")  # noqa: B009  (mypy cannot see RLlib's attribute)
         if isinstance(own, dict) and own.get("num_envs_per_env_runner") == MAX_LANES:
-            self.evaluation_config = {**own, "num_envs_per_env_runner": min(MAX_LANES, self.evaluation_duration)}
+            share = -(-self.evaluation_duration // max(1, self.evaluation_num_env_runners))
+            self.evaluation_config = {**own, "num_envs_per_env_runner": min(MAX_LANES, share)}
 
     def _choose_device(self) -> None:
         """`device` in RLlib's terms: the learner's GPU. "auto" can only see the GPU of this process."""

@@ -28,6 +28,11 @@ def _broken(config: Any) -> Iterator[str]:
             "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
             "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
         )
+    if config.model_config.get("use_lstm"):
+        yield (
+            "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
+            "use_lstm False."
+        )
     if not config.policy_hidden_dims:
         yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
     mode = gym.VectorizeMode(config.gym_env_vectorize_mode)

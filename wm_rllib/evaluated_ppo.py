@@ -16,6 +16,7 @@ from wm_rllib.dream_evaluation import DreamScore, dream_step_limit, evaluate_in_
 from wm_rllib.dreamer import DreamerSpec
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
+from wm_rllib.failures import FailureCounter
 from wm_rllib.iteration import IterationReport
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.policy import WorldModelPolicy
@@ -33,6 +34,7 @@ class EvaluatedPPO(PPO):
     _state: TrainingState
     _publisher: Publisher
     _replay: ReplayClient
+    _evaluation_failures: FailureCounter
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
@@ -85,6 +87,7 @@ class EvaluatedPPO(PPO):
             seed,
             restore=lambda: self.restore_env_runners(group),
             timeout_s=self.config.evaluation_sample_timeout_s,
+            failures=self._evaluation_failures,
         )
 
     def evaluate_dream(

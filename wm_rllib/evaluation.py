@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,11 @@ import numpy as np
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
+logger = logging.getLogger(__name__)
+
 MAX_LANES = 20
+MAX_EPISODE_STEPS = 50_000
+"""Of a greedy episode: without a time limit, one that stands still never ends. Atari's limit is 27,000 decisions."""
 
 
 class GreedyPolicy(Protocol):
@@ -45,7 +50,8 @@ def evaluate_in(env: VectorEnv, policy: GreedyPolicy, num_episodes: int, seed: i
     """Plays `num_episodes` greedy episodes in the lanes of `env`.
 
     All lanes are reset together and each plays one episode a round; what a lane does after its episode is ignored.
-    Counting the first `num_episodes` to finish, as RLlib's `sample(num_episodes=)` does, would favour short ones.
+    Counting the first `num_episodes` to finish, as RLlib's `sample(num_episodes=)` does, would favour short ones. An
+    episode that goes on after `MAX_EPISODE_STEPS` counts as it is then, with a warning.
 
     Args:
         env: Vector environment; it is left in need of a reset.
@@ -57,24 +63,36 @@ def evaluate_in(env: VectorEnv, policy: GreedyPolicy, num_episodes: int, seed: i
     lengths: list[int] = []
     for round_index in range(-(-num_episodes // env.num_envs)):
         round_seed = None if seed is None else (seed + round_index * env.num_envs) % 2**31
-        round_returns, round_lengths = _play_round(env, policy, round_seed)
+        count = min(env.num_envs, num_episodes - len(returns))
+        round_returns, round_lengths = _play_round(env, policy, count, round_seed)
         returns += round_returns
         lengths += round_lengths
-    return EvaluationResult(returns[:num_episodes], lengths[:num_episodes])
+    return EvaluationResult(returns, lengths)
 
 
-def _play_round(env: VectorEnv, policy: GreedyPolicy, seed: int | None) -> tuple[list[float], list[int]]:
+def _play_round(env: VectorEnv, policy: GreedyPolicy, count: int, seed: int | None) -> tuple[list[float], list[int]]:
+    """One episode in each of the first `count` lanes."""
     observations, _ = env.reset(seed=seed)
     state = policy.initial_state(env.num_envs)
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
-    playing = np.ones(env.num_envs, bool)
-    while playing.any():
+    playing = np.arange(env.num_envs) < count
+    for _ in range(MAX_EPISODE_STEPS):
+        if not playing.any():
+            break
         actions, state = policy.act(observations, state)
         observations, rewards, terminateds, truncateds, _ = env.step(actions)
         returns[playing] += rewards[playing]
         lengths[playing] += 1
         playing &= ~(terminateds | truncateds)
-    return returns.tolist(), lengths.tolist()
+    if playing.any():
+        logger.warning(
+            "%d of %d greedy episodes did not end in %d steps, and count as they are. Fix: give the environment a time "
+            "limit (gymnasium.wrappers.TimeLimit).",
+            playing.sum(),
+            count,
+            MAX_EPISODE_STEPS,
+        )
+    return returns[:count].tolist(), lengths[:count].tolist()
 
 
 def make_vector_env(env: str | Any, num_envs: int, env_config: dict[str, Any] | None = None) -> VectorEnv:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -32,10 +33,11 @@ def evaluate_on(
     *,
     restore: Callable[[], object],
     timeout_s: float,
+    failures: FailureCounter,
 ) -> EvaluationResult:
     """Shares `num_episodes` among the env runners of `group`, all with the weights of `record`.
 
-    Without an answer, because all were lost, they are asked again. The share of one lost beside others is missing.
+    Whoever is there is asked for what is missing until nothing is. After `timeout_s` what has come must do.
 
     Args:
         group: The evaluation env runners.
@@ -44,24 +46,33 @@ def evaluate_on(
         seed: Of the evaluation, or None.
         restore: Brings restarted env runners of the group back into service.
         timeout_s: For each attempt, and for how long there is another one.
+        failures: Counts errors of the environments' code, over all evaluations.
 
     Raises:
         EnvRunnerError: None answered in time, or one failed several times in a row.
     """
     if group.num_remote_env_runners() == 0:
         return group.local_env_runner.evaluate(record, num_episodes, seed)
-    failures = FailureCounter("evaluation env runner", EnvRunnerError)
     deadline = time.monotonic() + timeout_s
-    while not (parts := _ask(group, record, num_episodes, seed, timeout_s, failures)):
+    returns: list[float] = []
+    lengths: list[int] = []
+    for attempt in itertools.count():
+        for part in _ask(group, record, num_episodes - len(returns), seed, attempt, timeout_s, failures):
+            returns += part.returns
+            lengths += part.lengths
+        if len(returns) == num_episodes:
+            break
+        logger.warning("%d of %d evaluation episodes did not come", num_episodes - len(returns), num_episodes)
         if time.monotonic() > deadline:
-            raise EnvRunnerError(
-                f"no evaluation env runner answered within {timeout_s:.0f} s. If they were at work all the time: raise "
-                "evaluation.timeout_s, or give the environment a time limit, for a greedy agent may go on for ever."
-            )
-        logger.warning("no evaluation env runner answered; they are asked again")
+            break
         time.sleep(RETRY_PAUSE_S)
         restore()
-    return EvaluationResult([r for part in parts for r in part.returns], [n for part in parts for n in part.lengths])
+    if not returns:
+        raise EnvRunnerError(
+            f"no evaluation env runner answered within {timeout_s:.0f} s. If they were at work all the time: raise "
+            "evaluation.timeout_s, or give the environment a time limit, for a greedy agent may go on for ever."
+        )
+    return EvaluationResult(returns, lengths)
 
 
 def _ask(
@@ -69,6 +80,7 @@ def _ask(
     record: dict[str, Any],
     num_episodes: int,
     seed: int | None,
+    attempt: int,
     timeout_s: float,
     failures: FailureCounter,
 ) -> list[EvaluationResult]:
@@ -77,7 +89,7 @@ def _ask(
         return []
     shares = dict(zip(workers, split_evenly(num_episodes, len(workers)), strict=True))
     answers = group.foreach_env_runner(
-        functools.partial(_evaluate_runner, record=record, shares=shares, seed=seed),
+        functools.partial(_evaluate_runner, record=record, shares=shares, seed=seed, attempt=attempt),
         remote_worker_ids=workers,
         local_env_runner=False,
         timeout_seconds=timeout_s,
@@ -85,15 +97,17 @@ def _ask(
     for worker, answer in answers:
         if isinstance(answer, Failure):
             failures.failed(worker, answer)
+        elif answer is not None:
+            failures.worked(worker)
     return [answer for _, answer in answers if isinstance(answer, EvaluationResult)]
 
 
 def _evaluate_runner(
-    runner: WorldModelEnvRunner, record: dict[str, Any], shares: dict[int, int], seed: int | None
+    runner: WorldModelEnvRunner, record: dict[str, Any], shares: dict[int, int], seed: int | None, attempt: int
 ) -> tuple[int, EvaluationResult | Failure | None]:
     worker = runner.worker_index
     share = shares.get(worker, 0)
-    own_seed = None if seed is None else stage_seed(seed, 0, "env_runner", worker)
+    own_seed = None if seed is None else stage_seed(seed, attempt, "env_runner", worker)
     try:
         return worker, runner.evaluate(record, share, own_seed) if share else None
     except Exception as error:

@@ -16,6 +16,8 @@ FAR_SKILL = 0.3
 """The horizon is the number of steps over which skill stays above this."""
 TOLERATED_GAP = 0.5
 """Dreamed less real return, in standard deviations of real returns, that costs nothing; twice that halves the odds."""
+LARGEST_GAP = 10.0
+"""Up to which one judgement's gap counts, in the same units: one absurd dream must not close the gate for long."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Judgement:
         skill: By steps ahead (1 .. H), the lower of observation and reward skill; None where it was not measured.
         gap: Dreamed less real discounted return from the same states; None without a comparable window.
         gap_error: Standard error of it.
-        return_scale: Standard deviation of real returns, as the critic has it.
+        return_scale: Standard deviation of real returns: the critic's, or the larger one of the windows.
         trust: Figures for people, by their names under trust/; the gate does not go by them.
     """
 
@@ -70,7 +72,8 @@ class Gate:
             self.skill[step] = value if before is None else before + EMA_RATE * (value - before)
         if judgement.gap is not None and judgement.gap_error is not None:
             beyond_chance = max(0.0, abs(judgement.gap) - 2.0 * judgement.gap_error)
-            self.gap += EMA_RATE * (math.copysign(beyond_chance, judgement.gap) / judgement.return_scale - self.gap)
+            counted = min(beyond_chance / judgement.return_scale, LARGEST_GAP)
+            self.gap += EMA_RATE * (math.copysign(counted, judgement.gap) - self.gap)
 
     def horizon(self, bounds: Bounds) -> int:
         """The longest dream whose every step is predicted well enough, within the bounds."""

@@ -31,6 +31,7 @@ EXPORTED = (
     "restarts/parameter_server",
     "faults/env_runner_errors",
     "faults/env_runners_late",
+    "faults/evaluation_errors",
     "faults/dreamer_errors",
     "faults/dreamers_late",
     "faults/nodes",

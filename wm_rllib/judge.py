@@ -53,10 +53,13 @@ def judge_world_model(
         dreamed = dreamed_returns(
             dream(world_model, make_policy(module), z, state, near.horizon, temperature), values, gamma
         )
+    comparable = real.isfinite()
+    # The critic knows the spread of returns by the updates that it has had: none, where nothing was imagined yet.
+    spread = float(real[comparable].std(correction=0)) if comparable.any() else 0.0
     return Judgement(
         skill=_plain(torch.minimum(skill.observation, skill.reward)),
-        **_gap((dreamed - real)[real.isfinite()].cpu().numpy()),
-        return_scale=max(float(getattr(module, "value_scale", 1.0)), 1e-6),
+        **_gap((dreamed - real)[comparable].cpu().numpy()),
+        return_scale=max(float(getattr(module, "value_scale", 1.0)), spread, 1e-6),
         trust=_trust(world_model, windows, temperature),
     )
 

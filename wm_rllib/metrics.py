@@ -154,6 +154,11 @@ METRICS: dict[str, Metric] = {
     "faults/env_runners_late": Metric(
         "Requests that an env runner did not answer within `env_runners.sample_timeout_s`, so far.", "requests"
     ),
+    "faults/evaluation_errors": Metric(
+        "Errors of the environments' code in evaluations so far; an evaluation env runner with three in a row ends the "
+        "run.",
+        "errors",
+    ),
     "faults/dreamer_errors": Metric(
         "Errors of the dreamers' code so far; a dreamer with three in a row ends the run.", "errors"
     ),

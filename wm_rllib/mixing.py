@@ -9,6 +9,9 @@ from typing import Literal
 AUTO = "auto"
 """The ratio that the gate chooses in each iteration (`gate.py`)."""
 
+LARGEST_MIXED_RATIO = 0.999
+"""Up to which a ratio that is not chosen by hand has real rows: n r / (1 - r) has no bound, and memory has one."""
+
 Schedule = Sequence[Sequence[float]]
 Ratio = float | Schedule | Literal["auto"]
 
@@ -47,14 +50,15 @@ def realised_ratio(num_real: int, num_imagined: int) -> float:
 
 
 def ratio_at(ratio: Ratio, timestep: int) -> float:
-    """The ratio at `timestep`.
+    """The ratio at `timestep`; a schedule that has come above `LARGEST_MIXED_RATIO` on its way to 1 is there.
 
     Raises:
         ValueError: The ratio is "auto", which the gate decides.
     """
     if isinstance(ratio, str):
         raise ValueError(f"ratio = {ratio!r} is for the gate to decide.")
-    return value_at(ratio, timestep)
+    value = value_at(ratio, timestep)
+    return 1.0 if isinstance(ratio, Sequence) and value > LARGEST_MIXED_RATIO else value
 
 
 def value_at(value: float | Schedule, timestep: int) -> float:

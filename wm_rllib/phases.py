@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import ray
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
@@ -14,7 +13,7 @@ from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.gating import choose_imagination
 from wm_rllib.learner_calls import on_learners
 from wm_rllib.mixing import imagined_rows
-from wm_rllib.spaces import scale_from_bounds
+from wm_rllib.spaces import observation_scale
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase
 from wm_rllib.transfer import WHOLE, transferred_weights
@@ -55,7 +54,7 @@ def pretrain(stages: Stages) -> None:
     """Fixes the units of observations and rewards, then fits V and M to the random experience."""
     config, service = stages.config, stages.parts.replay.service
     stats = call(service, "normalisation")
-    stats["obs_scale"] = np.maximum(stats["obs_scale"], scale_from_bounds(stages.observation_space))
+    stats["obs_scale"] = observation_scale(stats["obs_scale"], stages.observation_space)
     on_learners(stages.parts.learners, "set_normalisation", stats=stats)
     steps = call(service, "stats")["num_timesteps"]
     sequences = -(-steps // config.sequence_length)

@@ -84,6 +84,10 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
 
+    def train(self, mode: bool = True) -> WorldModelPPOModule:
+        """RLlib asks for eval mode at every env step; all layers are in it already."""
+        return self if mode is self.training else super().train(mode)
+
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """Values [B] in the environment's units."""
         # Under autocast the network's output is bfloat16, and scalars would not make it float32.

@@ -125,9 +125,9 @@ class SequenceReplay(EpisodeReplayBuffer):
     def normalisation(self) -> dict[str, Any]:
         """Units of observations (*O) and rewards (scalars) from all that is held.
 
-        An observation's scale is twice its standard deviation, so that most of it lies in [-1, 1]; a constant
-        dimension, or constant reward, has scale 1. Rewards that end an episode have a scale of their own, their root
-        mean square.
+        An observation's scale is twice its standard deviation, so that most of it lies in [-1, 1], and 0 for a constant
+        dimension (see `spaces.observation_scale`); a constant reward has scale 1. Rewards that end an episode have a
+        scale of their own, their root mean square.
         """
         rewards = np.concatenate([np.asarray(episode.get_rewards()) for episode in self.episodes])
         ends = np.cumsum([len(episode) for episode in self.episodes])
@@ -139,7 +139,7 @@ class SequenceReplay(EpisodeReplayBuffer):
         last_scale = np.sqrt(np.square(rewards[last], dtype=np.float64).mean()) if last.any() else reward_scale
         return {
             "obs_mean": obs_mean.astype(np.float32),
-            "obs_scale": np.where(obs_scale > 1e-6, obs_scale, 1.0).astype(np.float32),
+            "obs_scale": np.where(obs_scale > 1e-6, obs_scale, 0.0).astype(np.float32),
             "reward_mean": np.float32(usual.mean(dtype=np.float64)),
             "reward_scale": np.float32(reward_scale),
             "last_reward_scale": np.float32(_positive(last_scale)),

@@ -64,7 +64,7 @@ class ReplayableEnv(gym.Wrapper[Any, Any, Any, Any]):
         if self._owes_reset:
             observation, info = self.reset()
             return observation, 0.0, False, False, info
-        self._actions.append(np.array(action)[()])
+        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = super().step(action)
         self._is_over = bool(terminated or truncated)
         return observation, reward, terminated, truncated, info

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from wm_rllib.mixing import LARGEST_MIXED_RATIO
 from wm_rllib.setting_types import (
     boolean,
     class_path,
@@ -29,9 +30,6 @@ from wm_rllib.setting_types import (
     whole_numbers,
     whole_or_schedule,
 )
-
-MAX_AUTO_RATIO = 0.999
-"""With "auto" some real rows stay in every update: at ratio 1 nothing could tell the gate to close again."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,8 @@ SETTINGS: tuple[Setting, ...] = (
         (
             "imagination_ratio_bounds",
             "imagination_ratio_bounds",
-            number_range(0, MAX_AUTO_RATIO),
+            # Some real rows stay in every update: at ratio 1 nothing could tell the gate to close again.
+            number_range(0, LARGEST_MIXED_RATIO),
             "Least and largest ratio that auto may choose.",
         ),
         ("imagination_horizon", "imagination_horizon", whole(1), "Longest dream, in steps."),

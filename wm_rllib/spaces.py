@@ -78,6 +78,21 @@ def check_action_space(action_space: gym.Space[Any]) -> None:
         )
 
 
+def observation_scale(measured: np.ndarray, observation_space: gym.Space[Any]) -> np.ndarray:
+    """Units of observations: as measured, but no less than the bounds suggest.
+
+    A dimension that has not changed yet has half the range of its bounds, and 1 at most: with 1 a sensor that stays
+    within 0.01 would never be seen, with a tenth of that the first touch of a leg, 0 or 1, would be 20 units away.
+
+    Args:
+        measured: [*O]; 0 where nothing has changed.
+        observation_space: A Box.
+    """
+    suggested = scale_from_bounds(observation_space)
+    unchanged = np.where(suggested > 0, np.minimum(10.0 * suggested, 1.0), 1.0)
+    return np.maximum(np.where(measured > 0, measured, unchanged), suggested).astype(np.float32)
+
+
 def scale_from_bounds(observation_space: gym.Space[Any]) -> np.ndarray:
     """The least scale, in each dimension, that a Box's bounds suggest: a tenth of half its range; 0 where it has none.
 
@@ -115,7 +130,9 @@ class ActionCodec:
             bounded = np.asarray(action_space.bounded_below & action_space.bounded_above)
             low = np.where(bounded, action_space.low, -1.0).astype(np.float32)
             high = np.where(bounded, action_space.high, 1.0).astype(np.float32)
-            self._bounded, self._low, self._high = bounded, low, high
+            self._bounded, self._low = bounded, low
+            # A dimension with one value alone, as of an actuator that is switched off: low at any width.
+            self._width = np.where(high > low, high - low, 1.0).astype(np.float32)
             self._bounds_on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
             # RLlib unsquashes all dimensions or, if one of them has no bound, none.
             self._normalized = normalized and bool(bounded.all())
@@ -128,7 +145,7 @@ class ActionCodec:
         """Maps env-space actions [..., A] (random ones, say) into policy space."""
         if self.sizes or not self._normalized:
             return actions
-        unit = 2.0 * (actions - self._low) / (self._high - self._low) - 1.0
+        unit = 2.0 * (actions - self._low) / self._width - 1.0
         return np.where(self._bounded, unit, actions).astype(np.float32)
 
     def encode(self, actions: Tensor) -> Tensor:
@@ -148,10 +165,10 @@ class ActionCodec:
         if self.sizes:
             parts = [torch.nn.functional.one_hot(actions[..., i].long(), n) for i, n in enumerate(self.sizes)]
             return torch.cat(parts, dim=-1).float()
-        low, high, bounded = self._bounds(actions.device)
+        low, width, bounded = self._bounds(actions.device)
         unit = actions.float()
         if not self._normalized:
-            unit = torch.where(bounded, 2.0 * (unit - low) / (high - low) - 1.0, unit)
+            unit = torch.where(bounded, 2.0 * (unit - low) / width - 1.0, unit)
         return torch.where(bounded, unit.clamp(-1.0, 1.0), unit)
 
     def decode(self, encoded: Tensor) -> Tensor:
@@ -161,8 +178,8 @@ class ActionCodec:
             return chosen[0] if isinstance(self.action_space, Discrete) else torch.stack(chosen, -1)
         if self._normalized:
             return encoded
-        low, high, bounded = self._bounds(encoded.device)
-        return torch.where(bounded, low + 0.5 * (encoded + 1.0) * (high - low), encoded)
+        low, width, bounded = self._bounds(encoded.device)
+        return torch.where(bounded, low + 0.5 * (encoded + 1.0) * width, encoded)
 
     def encode_into(self, actions: Tensor, out: Tensor) -> None:
         """As `encode`, for actions [B, ...], into out [B, A]; nothing in it waits for the device."""
@@ -175,9 +192,9 @@ class ActionCodec:
             part.scatter_(-1, index.long().unsqueeze(-1), 1.0)
 
     def _bounds(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Low, high and which of them hold, [A] each: copied to a device once, as every copy waits for it."""
+        """Low, width and which of them hold, [A] each: copied to a device once, as every copy waits for it."""
         if device not in self._bounds_on:
-            arrays = (self._low, self._high, self._bounded)
-            low, high, bounded = (torch.as_tensor(array, device=device) for array in arrays)
-            self._bounds_on[device] = low, high, bounded
+            arrays = (self._low, self._width, self._bounded)
+            low, width, bounded = (torch.as_tensor(array, device=device) for array in arrays)
+            self._bounds_on[device] = low, width, bounded
         return self._bounds_on[device]

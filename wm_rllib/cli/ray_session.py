@@ -41,7 +41,7 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
     group: AbstractContextManager[None] = _processes_in_another_group() if local else nullcontext()
     try:
         with group:
-            _init(address=address, log_to_driver=show_actor_logs, logging_level=level, **only_local)
+            init_ray(address=address, log_to_driver=show_actor_logs, logging_level=level, **only_local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if local:
             raise
@@ -53,7 +53,7 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
         ray.shutdown()
 
 
-def _init(**arguments: Any) -> None:
+def init_ray(**arguments: Any) -> None:
     """Starts or joins Ray, in a second attempt where the first was too slow.
 
     Ray gives its own processes 30 s, and no setting changes that. On a machine with more to do than it can they may
