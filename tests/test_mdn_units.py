@@ -189,3 +189,55 @@ def test_losses_of_no_transition_are_zero():
     z, action, reward, terminated, mask = batch()
     losses = MDNRNN(mdn_config(ensemble_size=3)).losses(z, action, reward, terminated, torch.zeros_like(mask))
     assert losses.total == losses.nll == losses.reward == losses.termination == 0.0
+
+
+@pytest.mark.parametrize("head", [(16,), ()])
+def test_growing_units_of_rewards_leave_every_prediction_as_it_was(head: tuple[int, ...]):
+    mdn = MDNRNN(mdn_config(head_hidden_dims=head, ensemble_size=3))
+    mdn.set_normalisation(*map(torch.tensor, (0.5, 0.03, 0.03, 0.01)))
+    z, action, after = torch.randn(7, LATENT_DIM), torch.randn(7, 2), torch.randn(7, LATENT_DIM)
+    assert mdn.outcome_ensemble is not None
+    inputs = torch.cat([z, action], -1)
+    mdn.outcome_ensemble.bias.data.normal_()
+    before = mdn.outcome(z, action, after), mdn.decode_outcome(mdn.outcome_ensemble.predict(inputs))
+    mdn.grow_reward_scales(torch.tensor(0.05), torch.tensor(100.0))
+    assert mdn.reward_scale == pytest.approx(0.03)  # near enough
+    assert mdn.last_reward_scale == pytest.approx(100.0)
+    mdn.grow_reward_scales(torch.tensor(2.0), torch.tensor(50.0))
+    assert mdn.reward_scale == pytest.approx(2.0)
+    assert mdn.last_reward_scale == pytest.approx(100.0)
+    after_ = mdn.outcome(z, action, after), mdn.decode_outcome(mdn.outcome_ensemble.predict(inputs))
+    for one, other in zip(before, after_, strict=True):
+        for name in ("reward", "last_reward", "termination_logit"):
+            torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-4, atol=1e-5)
+
+
+def test_no_rewards_are_no_reason_to_change_their_units():
+    mdn = MDNRNN(mdn_config())
+    mdn.grow_reward_scales(torch.tensor(math.nan), torch.tensor(math.nan))
+    assert mdn.reward_scale == mdn.last_reward_scale == 1.0
+
+
+def test_a_first_reward_of_another_size_is_learnt_in_its_own_units():
+    """A goal that pays a hundred, after steps that cost a few hundredths, is soon promised."""
+    z, action, reward, terminated, mask = batch()
+    reward = torch.where(terminated, 100.0, 0.03 * reward)
+
+    def error_after(updates: int, *, grow: bool) -> float:
+        torch.manual_seed(0)
+        mdn = MDNRNN(mdn_config())
+        mdn.set_normalisation(*map(torch.tensor, (0.0, 0.03, 0.03, 0.01)))
+        if grow:
+            mdn.grow_reward_scales(torch.tensor(0.03), torch.tensor(100.0))
+        optimiser = torch.optim.Adam(mdn.parameters(), lr=2e-3)
+        for _ in range(updates):
+            optimiser.zero_grad()
+            mdn.losses(z, action, reward, terminated, mask).total.backward()
+            torch.nn.utils.clip_grad_norm_(mdn.parameters(), 100.0)
+            optimiser.step()
+        outcome = mdn.outcome(z[:, :-1], action, z[:, 1:])
+        assert outcome.last_reward is not None
+        return float((outcome.last_reward - reward)[terminated].detach().abs().mean())
+
+    assert error_after(200, grow=True) < 10.0
+    assert error_after(200, grow=False) > 50.0

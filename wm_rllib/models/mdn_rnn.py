@@ -34,6 +34,9 @@ SMALLEST_OUTCOME_UNIT = 0.03
 """Of change, for the outcome head's inputs. Latents have a spread of about 1; those that V does not use change by less
 than this, and in units of their own they would be as loud as the others, and all noise."""
 
+TOLERATED_GROWTH = 3.0
+"""Units of rewards that are too small by less do no harm, and each change of units disturbs the optimiser."""
+
 
 class MDNRNN(nn.Module):
     """Predicts z_{t+1} from (z_t, a_t) and the past; r_t and done_t from the transition (z_t, a_t, z_{t+1}).
@@ -128,6 +131,30 @@ class MDNRNN(nn.Module):
             self.change_scale.copy_(torch.maximum(change, measured))
             self._rescale_mixture(last, (change / self.change_scale).repeat(self.config.num_mixtures))
             first.weight[:, -len(change) :] *= self.outcome_scale / outcome
+
+    @torch.no_grad()
+    def grow_reward_scales(self, usual: Tensor, last: Tensor) -> None:
+        """Takes larger units of rewards where those that were fixed have become far too small.
+
+        Random actions may never have seen the reward that an environment is about: in units of a thousandth of it, its
+        error would be all that M learns from, and the head would be long in coming to promise it. Predictions stay what
+        they were, as when units of change grow. An outcome head of other layers keeps its first units.
+
+        Args:
+            usual: Standard deviation of the rewards that end no episode; 0 of none.
+            last: Root mean square of those that end one; 0 of none.
+        """
+        layer = _linear(self.outcome_head, -1)
+        if layer is None:
+            return
+        for column, (unit, measured) in enumerate(((self.reward_scale, usual), (self.last_reward_scale, last))):
+            factor = torch.where(measured > TOLERATED_GROWTH * unit, unit / measured, torch.ones_like(unit))
+            layer.weight[column] *= factor
+            layer.bias[column] *= factor
+            if self.outcome_ensemble is not None:
+                self.outcome_ensemble.weight[..., column] *= factor
+                self.outcome_ensemble.bias[..., column] *= factor
+            unit /= factor
 
     def _rescale_mixture(self, last: nn.Linear, factors: Tensor) -> None:
         """Multiplies the means and sigmas [K Z] that the mixture head's last layer predicts."""
