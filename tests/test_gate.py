@@ -104,7 +104,7 @@ def test_a_gap_counts_beyond_chance_in_units_of_the_returns():
 def test_one_absurd_gap_is_forgotten_soon(sign: float):
     gate = gate_after(judged(0.9, gap=sign * 1e6, error=1.0))
     assert gate.gap == pytest.approx(sign * EMA_RATE * LARGEST_GAP)
-    for _ in range(8):
+    for _ in range(10):
         gate.judge(judged(0.9, gap=0.0, error=1.0))
     assert abs(gate.gap) < TOLERATED_GAP
 

@@ -16,7 +16,7 @@ FAR_SKILL = 0.3
 """The horizon is the number of steps over which skill stays above this."""
 TOLERATED_GAP = 0.5
 """Dreamed less real return, in standard deviations of real returns, that costs nothing; twice that halves the odds."""
-LARGEST_GAP = 10.0
+LARGEST_GAP = 30.0
 """Up to which one judgement's gap counts, in the same units: one absurd dream must not close the gate for long."""
 
 
