@@ -11,7 +11,7 @@ train: $(INSTALLED)
 
 # Two processes: one for the modules that share a Ray, one for all others (tests/conftest.py).
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -46,13 +46,23 @@ def seeded() -> Iterator[None]:
     assert torch.is_grad_enabled(), "this test leaves gradients off for all that follow"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Modules that use `local_ray` are one group, so that one Ray serves them all; each other module is its own."""
+    """Modules that use `local_ray` come first and side by side, so that one Ray serves them all."""
     with_ray = config.stash[WITH_RAY] = {i.path for i in items if "local_ray" in getattr(i, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in with_ray)  # the longest part first: the rest fits in beside it
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(LOCAL_RAY if item.path in with_ray else item.path.stem))
+    items.sort(key=lambda item: item.path not in with_ray)  # the longest part: the rest fits in beside it
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`: those modules in one process, the others, each whole, in the other and in what is left of it."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRay(LoadScopeScheduling):  # type: ignore[misc]  # xdist may not be installed
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return LOCAL_RAY if LOCAL_RAY in (config.rootpath / module).read_text() else module
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)
