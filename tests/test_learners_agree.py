@@ -116,10 +116,26 @@ def test_default_setting_differs_by_how_minibatches_are_drawn(groups, record_pro
     assert 0 < difference < 2 * step
 
 
+@pytest.fixture(scope="module")
+def two_learners(local_ray):
+    """A group for the tests that differ by its minibatches alone, which are read from its config at each update."""
+    group = group_of(2)
+    config, initial = group.config, group.get_state()
+
+    def with_minibatches(size: int | None, num_epochs: int) -> LearnerGroup:
+        group.config = config.copy(copy_frozen=False)
+        group.config.minibatch_size, group.config.num_epochs = size, num_epochs
+        group.set_state(initial)
+        return group
+
+    yield with_minibatches
+    group.shutdown()
+
+
 @pytest.mark.parametrize("minibatch_size", [None, 7, 64])
-def test_unequal_shards_do_not_hang(groups, minibatch_size):
+def test_unequal_shards_do_not_hang(two_learners, minibatch_size):
     """DDP learners with different numbers of minibatches would wait for each other for ever."""
-    group = groups(2, minibatch_size=minibatch_size, num_epochs=3)
+    group = two_learners(minibatch_size, 3)
     for lanes in ([1, 7], [8, 0]):
         start = time.monotonic()
         update(group, data_for(2, lanes))
@@ -142,9 +158,9 @@ def test_kl_coefficients_stay_equal(groups):
     assert first == second != 0.3
 
 
-def test_a_learner_without_rows_has_all_of_them_skip_the_update(groups):
+def test_a_learner_without_rows_has_all_of_them_skip_the_update(two_learners):
     """Its rows died with their processes; the other one must not wait, and must not learn at another ratio."""
-    group = groups(2, minibatch_size=7)
+    group = two_learners(7, 1)
     data, before = data_for(2, [4, 4]), weights(group)
     data["imagined"][1] = [ray.put([])]
     start = time.monotonic()
