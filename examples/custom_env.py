@@ -1,6 +1,7 @@
 """An environment of your own, with its observations preprocessed on the way to V.
 
     python examples/custom_env.py
+    python -m wm_rllib train --env examples.custom_env:make_env --set env.config="{horizon: 60}" --run-dir runs/room
 
 Preprocess in a Gymnasium wrapper, as here for a Dict observation that has to become a Box: it runs wherever the trained
 agent is used, in evaluation and after `load_policy` too.
@@ -42,15 +43,15 @@ class Thermostat(gym.Env[dict[str, np.ndarray], int]):
         return {"room": np.float32([self._room]), "outside": np.float32([self._outside])}
 
 
-def make_env(env_config: dict[str, Any]) -> gym.Env[Any, Any]:
-    """The environment as V wants it: a Box of one axis."""
-    return gym.wrappers.FlattenObservation(Thermostat(**env_config))
+def make_env(horizon: int = 100) -> gym.Env[Any, Any]:
+    """As V wants it: a Box of one axis. By import path it gets `env.config` as keyword arguments."""
+    return gym.wrappers.FlattenObservation(Thermostat(horizon))
 
 
 def main() -> None:
     """Trains for a few iterations."""
     ray.init(address="local", include_dashboard=False)
-    register_env("Thermostat", make_env)
+    register_env("Thermostat", lambda env_config: make_env(**env_config))  # what is registered gets one dict
     config = (
         WorldModelPPOConfig()
         .environment("Thermostat", env_config={"horizon": 60})

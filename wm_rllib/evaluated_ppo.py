@@ -142,7 +142,7 @@ class EvaluatedPPO(PPO):
         """Imagines what the agent would do and meet from some observations on.
 
             trajectory = algo.imagine_rollout(observation, horizon=20)
-            trajectory["values"].sum(dim=1)
+            (trajectory["rewards"] * trajectory["valid"]).sum(dim=1)
 
         Args:
             start_obs: See `WorldModelPolicy.imagine_rollout`, which `load_policy` gives without Ray.

@@ -266,7 +266,12 @@ SETTINGS: tuple[Setting, ...] = (
             number(above=0),
             "CPUs of the main process.",
         ),
-        ("train_batch_size_per_learner", "train_batch_size_per_learner", whole(1), "Real steps of an iteration."),
+        (
+            "train_batch_size_per_learner",
+            "train_batch_size_per_learner",
+            whole(1),
+            "Real steps of an iteration, for each learner.",
+        ),
         ("minibatch_size", "minibatch_size", whole(1, optional=True), "Rows of a PPO gradient step."),
         ("num_epochs", "num_epochs", whole(1), "Passes over each PPO batch."),
         ("learning_rate", "lr", number_or_schedule(above=0), "Learning rate of the controller."),

@@ -37,7 +37,7 @@ HORIZON = 50
 BYTES_PER_ROW = 316
 WEIGHTS = {"world_model": 240_000, "policy": 37_000}
 """Bytes of a publication."""
-STARTS_BYTES = 2_800
+STARTS_BYTES = 470
 """Of a lane's start: its burn-in of 15 real steps."""
 DREAM_S = 0.5
 
