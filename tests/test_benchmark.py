@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
-from fake_contenders import Learner
+from fake_contenders import Constant, Learner
 
 from wm_rllib.benchmark.aggregation import (
     Bound,
@@ -108,9 +108,11 @@ class TestMeasure:
         assert points[0].mean == 12.0
         assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
 
-    def test_seconds_leave_evaluation_out(self):
+    def test_seconds_leave_evaluation_out(self, monkeypatch):
+        act = Constant.act
+        monkeypatch.setattr(Constant, "act", lambda *arguments: time.sleep(0.3) or act(*arguments))
         _, points = self.measured(threshold=None, max_steps=310)
-        assert points[0].train_seconds < points[-1].train_seconds
+        assert points[0].train_seconds < points[-1].train_seconds < 0.5 * points[-1].evaluate_seconds
         assert 0 < points[0].evaluate_seconds < points[-1].evaluate_seconds
 
     def test_evaluation_draws_nothing_from_the_training(self):

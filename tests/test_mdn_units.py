@@ -192,30 +192,35 @@ def test_losses_of_no_transition_are_zero():
 
 
 @pytest.mark.parametrize("head", [(16,), ()])
-def test_growing_units_of_rewards_leave_every_prediction_as_it_was(head: tuple[int, ...]):
+def test_a_growing_unit_of_last_rewards_leaves_every_prediction_as_it_was(head: tuple[int, ...]):
     mdn = MDNRNN(mdn_config(head_hidden_dims=head, ensemble_size=3))
     mdn.set_normalisation(*map(torch.tensor, (0.5, 0.03, 0.03, 0.01)))
     z, action, after = torch.randn(7, LATENT_DIM), torch.randn(7, 2), torch.randn(7, LATENT_DIM)
     assert mdn.outcome_ensemble is not None
     inputs = torch.cat([z, action], -1)
     mdn.outcome_ensemble.bias.data.normal_()
-    before = mdn.outcome(z, action, after), mdn.decode_outcome(mdn.outcome_ensemble.predict(inputs))
-    mdn.grow_reward_scales(torch.tensor(0.05), torch.tensor(100.0))
-    assert mdn.reward_scale == pytest.approx(0.03)  # near enough
-    assert mdn.last_reward_scale == pytest.approx(100.0)
-    mdn.grow_reward_scales(torch.tensor(2.0), torch.tensor(50.0))
-    assert mdn.reward_scale == pytest.approx(2.0)
-    assert mdn.last_reward_scale == pytest.approx(100.0)
-    after_ = mdn.outcome(z, action, after), mdn.decode_outcome(mdn.outcome_ensemble.predict(inputs))
-    for one, other in zip(before, after_, strict=True):
+
+    def outcomes() -> tuple[Outcome, Outcome]:
+        return mdn.outcome(z, action, after), mdn.decode_outcome(mdn.outcome_ensemble.predict(inputs))  # type: ignore[union-attr]
+
+    before = outcomes()
+    for measured, unit in ((0.05, 0.03), (100.0, 100.0), (50.0, 100.0), (math.inf, 100.0), (math.nan, 100.0)):
+        mdn.grow_last_reward_scale(torch.tensor(measured))
+        assert mdn.last_reward_scale == pytest.approx(unit)
+    for one, other in zip(before, outcomes(), strict=True):
         for name in ("reward", "last_reward", "termination_logit"):
             torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-4, atol=1e-5)
 
 
-def test_no_rewards_are_no_reason_to_change_their_units():
-    mdn = MDNRNN(mdn_config())
-    mdn.grow_reward_scales(torch.tensor(math.nan), torch.tensor(math.nan))
-    assert mdn.reward_scale == mdn.last_reward_scale == 1.0
+def test_an_m_that_decodes_otherwise_keeps_its_first_unit():
+    class Symlog(MDNRNN):
+        def decode_outcome(self, out: Tensor) -> Outcome:
+            reward, last_reward, logit = out.unbind(-1)
+            return Outcome(reward.sinh(), logit, last_reward.sinh())
+
+    mdn = Symlog(mdn_config())
+    mdn.grow_last_reward_scale(torch.tensor(100.0))
+    assert mdn.last_reward_scale == 1.0
 
 
 def test_a_first_reward_of_another_size_is_learnt_in_its_own_units():
@@ -228,7 +233,7 @@ def test_a_first_reward_of_another_size_is_learnt_in_its_own_units():
         mdn = MDNRNN(mdn_config())
         mdn.set_normalisation(*map(torch.tensor, (0.0, 0.03, 0.03, 0.01)))
         if grow:
-            mdn.grow_reward_scales(torch.tensor(0.03), torch.tensor(100.0))
+            mdn.grow_last_reward_scale(torch.tensor(100.0))
         optimiser = torch.optim.Adam(mdn.parameters(), lr=2e-3)
         for _ in range(updates):
             optimiser.zero_grad()

@@ -438,6 +438,22 @@ def test_units_of_change_grow_with_what_a_fit_sees_unless_m_is_frozen(frozen: bo
     assert torch.equal(units[2], units[1])
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_unit_of_last_rewards_grows_with_what_a_fit_sees_unless_m_is_frozen(frozen: bool):
+    learner = make_learner(config_of(mdn_frozen=frozen))
+    arrays = fit_arrays(8)
+    rewards, last, mask = arrays[Columns.REWARDS], arrays[Columns.TERMINATEDS], arrays[MASK]
+    rewards[~last] *= 1000.0  # not those
+    rewards[last] = 50.0
+    mask[:, -1] = False  # nor padding
+    rewards[:, -1], last[:, -1] = 1e9, True
+    assert last[:, :-1].any()
+    learner.update(batch=as_fit_batch(arrays), minibatch_size=4, num_epochs=1)
+    mdn_rnn = learner.world_model.mdn_rnn
+    assert float(mdn_rnn.last_reward_scale) == (1.0 if frozen else 50.0)
+    assert float(mdn_rnn.reward_scale) == 1.0
+
+
 def test_a_fit_takes_one_gradient_step_for_each_minibatch():
     learner = make_learner(config_of())
     fit(learner)

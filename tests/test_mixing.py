@@ -136,7 +136,7 @@ def test_a_schedule_on_its_way_to_one_is_there_before_rows_have_no_bound():
     rows = [imagined_rows(128, ratio) for step in range(0, 1_000_001, 1000) if (ratio := ratio_at(schedule, step)) < 1]
     assert max(rows) <= imagined_rows(128, LARGEST_MIXED_RATIO)
     assert ratio_at(schedule, 999_000) == ratio_at(schedule, 1_000_000) == 1.0
-    assert ratio_at(0.9999, 0) == 0.9999  # chosen by hand
+    assert ratio_at(0.9999, 0) == ratio_at([[0, 0.9999], [10, 0.9999]], 5) == 0.9999  # chosen by hand
 
 
 @given(schedules(), st.integers(0, 300_000))

@@ -19,7 +19,7 @@ from wm_rllib.connectors import FeatureConnector
 from wm_rllib.env_creation import env_for_runners, replayable_env
 from wm_rllib.environment_check import ONE_BY_ONE
 from wm_rllib.evaluation import EvaluationResult, evaluate_in
-from wm_rllib.half_played import DeliveredChunk, HalfPlayed
+from wm_rllib.half_played import HalfPlayed, without_features
 from wm_rllib.held_actions import HeldActions
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.world_model import WorldModel
@@ -186,7 +186,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             envs=self.env.unwrapped.call("episode_so_far"),
             episodes=self._ongoing_episodes,
             earlier_chunks={
-                name: [DeliveredChunk.of(chunk) for chunk in chunks]
+                name: [without_features(chunk) for chunk in chunks]
                 for name, chunks in self._ongoing_episodes_for_metrics.items()
             },
             to_module=self._cached_to_module,

@@ -37,7 +37,8 @@ def evaluate_on(
 ) -> EvaluationResult:
     """Shares `num_episodes` among the env runners of `group`, all with the weights of `record`.
 
-    Whoever is there is asked for what is missing until nothing is. After `timeout_s` what has come must do.
+    Whoever is there is asked for what is missing until nothing is; after `timeout_s`, which one that hangs takes up
+    alone, what has come must do.
 
     Args:
         group: The evaluation env runners.
@@ -45,7 +46,7 @@ def evaluate_on(
         num_episodes: Episodes in all.
         seed: Of the evaluation, or None.
         restore: Brings restarted env runners of the group back into service.
-        timeout_s: For each attempt, and for how long there is another one.
+        timeout_s: For all attempts together.
         failures: Counts errors of the environments' code, over all evaluations.
 
     Raises:
@@ -57,13 +58,14 @@ def evaluate_on(
     returns: list[float] = []
     lengths: list[int] = []
     for attempt in itertools.count():
-        for part in _ask(group, record, num_episodes - len(returns), seed, attempt, timeout_s, failures):
+        left = max(0.0, deadline - time.monotonic())
+        for part in _ask(group, record, num_episodes - len(returns), seed, attempt, left, failures):
             returns += part.returns
             lengths += part.lengths
         if len(returns) == num_episodes:
             break
         logger.warning("%d of %d evaluation episodes did not come", num_episodes - len(returns), num_episodes)
-        if time.monotonic() > deadline:
+        if time.monotonic() + RETRY_PAUSE_S > deadline:
             break
         time.sleep(RETRY_PAUSE_S)
         restore()

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from wm_rllib.connectors import Ongoing
 from wm_rllib.replayable_env import EpisodeSoFar
 
 
-@dataclass(frozen=True)
-class DeliveredChunk:
-    """What RLlib's metrics ask of a part of an episode that was delivered before; the rest would fill checkpoints."""
+def without_features(chunk: SingleAgentEpisode) -> SingleAgentEpisode:
+    """A delivered chunk without what would fill checkpoints: features, and what C said about them.
 
-    length: int
-    episode_return: float
-    duration_s: float
-
-    @classmethod
-    def of(cls, chunk: SingleAgentEpisode | DeliveredChunk) -> DeliveredChunk:
-        """Its figures."""
-        return cls(len(chunk), chunk.get_return(), chunk.get_duration_s())
-
-    def __len__(self) -> int:
-        """Its env steps."""
-        return self.length
-
-    def get_return(self) -> float:
-        """Sum of its rewards."""
-        return self.episode_return
-
-    def get_duration_s(self) -> float:
-        """Seconds that it took to play."""
-        return self.duration_s
+    RLlib's metrics ask for its length, return and duration, callbacks (`prev_episode_chunks`) for anything.
+    """
+    lean = copy.copy(chunk)
+    lean.observations = InfiniteLookbackBuffer(np.zeros((len(chunk) + 1, 0), np.float32))
+    lean.extra_model_outputs = {}
+    return lean
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class HalfPlayed:
     Attributes:
         envs: How each environment came to where it is.
         episodes: RLlib's, on features, one an environment.
-        earlier_chunks: Figures of what was delivered of them before, by the episode's id: RLlib's metrics need them.
+        earlier_chunks: What was delivered of them before, by the episode's id, without features.
         to_module: The next batch for C.
         shared_data: What RLlib's connectors tell each other.
         features: What the feature connector remembers.
@@ -54,7 +41,7 @@ class HalfPlayed:
 
     envs: Sequence[EpisodeSoFar]
     episodes: Sequence[SingleAgentEpisode]
-    earlier_chunks: dict[str, list[DeliveredChunk]]
+    earlier_chunks: dict[str, list[SingleAgentEpisode]]
     to_module: Any
     shared_data: Any
     features: Ongoing

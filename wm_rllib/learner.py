@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
-from wm_rllib.agreement import leave_group, mean_and_std, moments, spread_over_learners, sum_over_learners
+from wm_rllib.agreement import leave_group, moments, spread_over_learners, sum_over_learners
 from wm_rllib.dreamed_rows import RowColumns
 from wm_rllib.fit_losses import FitLosses
 from wm_rllib.gate import Judgement
@@ -165,7 +165,8 @@ class WorldModelPPOLearner(MergingLearner):
         fits_m = MASK in batch  # single frames are for V alone
         if fits_m and not (MDN_RNN in self.config.frozen_parts and self.world_model.mdn_rnn.has_change_scale):
             self._measure_change({name: batch[name][:MEASURED_SEQUENCES] for name in batch})
-            self._measure_rewards(batch[Columns.REWARDS], batch[Columns.TERMINATEDS], batch[MASK])
+        if fits_m and MDN_RNN not in self.config.frozen_parts:
+            self._measure_last_rewards(batch[Columns.REWARDS][batch[MASK] & batch[Columns.TERMINATEDS]])
         return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
 
     def _measure_change(self, columns: dict[str, Tensor]) -> None:
@@ -176,12 +177,10 @@ class WorldModelPPOLearner(MergingLearner):
             changes = self.world_model.changes(columns[Columns.OBS], columns[MASK])
         self.world_model.mdn_rnn.grow_change_scale(spread_over_learners(changes))
 
-    def _measure_rewards(self, rewards: Tensor, terminateds: Tensor, mask: Tensor) -> None:
-        """The same of M's units of rewards, which may have been fixed before the reward that matters was seen."""
-        parts = (moments(rewards[mask & ~terminateds]), moments(rewards[mask & terminateds]))
-        usual, last = sum_over_learners(torch.stack(parts))
-        # Of no rows both are NaN, which is larger than nothing.
-        self.world_model.mdn_rnn.grow_reward_scales(mean_and_std(usual)[1].float(), (last[2] / last[0]).sqrt().float())
+    def _measure_last_rewards(self, rewards: Tensor) -> None:
+        """The same of M's unit of rewards that end an episode, which may have been fixed before one was seen."""
+        count, _, squares = sum_over_learners(moments(rewards))
+        self.world_model.mdn_rnn.grow_last_reward_scale((squares / count).sqrt().float())
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
         batch = super()._make_batch_if_necessary(training_data)

@@ -58,7 +58,9 @@ def ratio_at(ratio: Ratio, timestep: int) -> float:
     if isinstance(ratio, str):
         raise ValueError(f"ratio = {ratio!r} is for the gate to decide.")
     value = value_at(ratio, timestep)
-    return 1.0 if isinstance(ratio, Sequence) and value > LARGEST_MIXED_RATIO else value
+    if isinstance(ratio, Sequence) and value > LARGEST_MIXED_RATIO and max(point[1] for point in ratio) == 1.0:
+        return 1.0
+    return value
 
 
 def value_at(value: float | Schedule, timestep: int) -> float:

@@ -130,8 +130,8 @@ class ActionCodec:
             bounded = np.asarray(action_space.bounded_below & action_space.bounded_above)
             low = np.where(bounded, action_space.low, -1.0).astype(np.float32)
             high = np.where(bounded, action_space.high, 1.0).astype(np.float32)
-            self._bounded, self._low = bounded, low
-            # A dimension with one value alone, as of an actuator that is switched off: low at any width.
+            self._bounded, self._low, self._high = bounded, low, high
+            # Of a dimension with one value alone, as of an actuator that is switched off, 1: it is divided by.
             self._width = np.where(high > low, high - low, 1.0).astype(np.float32)
             self._bounds_on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
             # RLlib unsquashes all dimensions or, if one of them has no bound, none.
@@ -179,7 +179,8 @@ class ActionCodec:
         if self._normalized:
             return encoded
         low, width, bounded = self._bounds(encoded.device)
-        return torch.where(bounded, low + 0.5 * (encoded + 1.0) * width, encoded)
+        high = torch.as_tensor(self._high, device=encoded.device)
+        return torch.where(bounded, torch.minimum(low + 0.5 * (encoded + 1.0) * width, high), encoded)
 
     def encode_into(self, actions: Tensor, out: Tensor) -> None:
         """As `encode`, for actions [B, ...], into out [B, A]; nothing in it waits for the device."""

@@ -46,7 +46,7 @@ PPO_SETTINGS = {
     "gamma": 0.99,
     "lambda_": 0.95,
     "clip_param": 0.2,
-    "vf_clip_param": 1e9,
+    "vf_clip_param": float("inf"),
     "vf_loss_coeff": 1.0,
     "entropy_coeff": 0.01,
     "use_kl_loss": False,

@@ -35,7 +35,9 @@ SMALLEST_OUTCOME_UNIT = 0.03
 than this, and in units of their own they would be as loud as the others, and all noise."""
 
 TOLERATED_GROWTH = 3.0
-"""Units of rewards that are too small by less do no harm, and each change of units disturbs the optimiser."""
+"""A unit of rewards that is too small by less does no harm, and each change of units disturbs the optimiser."""
+LAST_REWARD = 1
+"""Its column in the outcome head's output."""
 
 
 class MDNRNN(nn.Module):
@@ -133,28 +135,28 @@ class MDNRNN(nn.Module):
             first.weight[:, -len(change) :] *= self.outcome_scale / outcome
 
     @torch.no_grad()
-    def grow_reward_scales(self, usual: Tensor, last: Tensor) -> None:
-        """Takes larger units of rewards where those that were fixed have become far too small.
+    def grow_last_reward_scale(self, measured: Tensor) -> None:
+        """Takes a larger unit of rewards that end an episode where the first one has become far too small.
 
-        Random actions may never have seen the reward that an environment is about: in units of a thousandth of it, its
-        error would be all that M learns from, and the head would be long in coming to promise it. Predictions stay what
-        they were, as when units of change grow. An outcome head of other layers keeps its first units.
+        Random actions may never have met the goal that an environment is about: in units of a thousandth of what it
+        pays, its error would be all that M learns from, and the head would be long in coming to promise it. Predictions
+        stay what they were, as when units of change grow. An M that predicts otherwise keeps its first unit.
 
         Args:
-            usual: Standard deviation of the rewards that end no episode; 0 of none.
-            last: Root mean square of those that end one; 0 of none.
+            measured: Root mean square of those rewards, scalar; NaN of none.
         """
         layer = _linear(self.outcome_head, -1)
-        if layer is None:
+        if layer is None or type(self).decode_outcome is not MDNRNN.decode_outcome:
             return
-        for column, (unit, measured) in enumerate(((self.reward_scale, usual), (self.last_reward_scale, last))):
-            factor = torch.where(measured > TOLERATED_GROWTH * unit, unit / measured, torch.ones_like(unit))
-            layer.weight[column] *= factor
-            layer.bias[column] *= factor
-            if self.outcome_ensemble is not None:
-                self.outcome_ensemble.weight[..., column] *= factor
-                self.outcome_ensemble.bias[..., column] *= factor
-            unit /= factor
+        unit = self.last_reward_scale
+        grows = measured.isfinite() & (measured > TOLERATED_GROWTH * unit)
+        factor = torch.where(grows, unit / measured, torch.ones_like(unit))
+        layer.weight[LAST_REWARD] *= factor
+        layer.bias[LAST_REWARD] *= factor
+        if self.outcome_ensemble is not None:
+            self.outcome_ensemble.weight[..., LAST_REWARD] *= factor
+            self.outcome_ensemble.bias[..., LAST_REWARD] *= factor
+        unit /= factor
 
     def _rescale_mixture(self, last: nn.Linear, factors: Tensor) -> None:
         """Multiplies the means and sigmas [K Z] that the mixture head's last layer predicts."""
