@@ -28,7 +28,7 @@ class Judgement:
         skill: By steps ahead (1 .. H), the lower of observation and reward skill; None where it was not measured.
         gap: Dreamed less real discounted return from the same states; None without a comparable window.
         gap_error: Standard error of it.
-        return_scale: Standard deviation of real returns: the critic's, or the larger one of the windows.
+        return_scale: Standard deviation of real returns, as the critic has it once it has one.
         trust: Figures for people, by their names under trust/; the gate does not go by them.
     """
 

@@ -54,14 +54,23 @@ def judge_world_model(
             dream(world_model, make_policy(module), z, state, near.horizon, temperature), values, gamma
         )
     comparable = real.isfinite()
-    # The critic knows the spread of returns by the updates that it has had: none, where nothing was imagined yet.
-    spread = float(real[comparable].std(correction=0)) if comparable.any() else 0.0
     return Judgement(
         skill=_plain(torch.minimum(skill.observation, skill.reward)),
         **_gap((dreamed - real)[comparable].cpu().numpy()),
-        return_scale=max(float(getattr(module, "value_scale", 1.0)), spread, 1e-6),
+        return_scale=_return_scale(module, real[comparable]),
         trust=_trust(world_model, windows, temperature),
     )
+
+
+def _return_scale(module: Any, returns: Tensor) -> float:
+    """The spread of returns [N] as the critic knows it or, before the first merged update has told it, as they have it.
+
+    Rewards in the hundreds would close the gate otherwise, and nothing but an update with dreams moves those units.
+    """
+    scale = float(getattr(module, "value_scale", 1.0))
+    if scale == 1.0 and len(returns):
+        scale = max(scale, float(returns.std(correction=0)))
+    return max(scale, 1e-6)
 
 
 def _trust(world_model: WorldModel, windows: Windows, temperature: float) -> dict[str, float | None]:
