@@ -134,5 +134,5 @@ def test_what_has_not_changed_yet_has_its_bounds_for_a_unit():
     low = np.array([-0.01, 0.0, -4.8, -np.inf, 0.0, -0.01, -10.0], np.float32)
     measured = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.004, 0.2], np.float32)
     scale = observation_scale(measured, gym.spaces.Box(low, high))
-    np.testing.assert_allclose(scale, [0.01, 0.5, 1.0, 1.0, 1.0, 0.004, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(scale, [0.02, 1.0, 1.0, 1.0, 1.0, 0.004, 1.0], rtol=1e-6)
     assert scale.dtype == np.float32

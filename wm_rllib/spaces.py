@@ -81,15 +81,15 @@ def check_action_space(action_space: gym.Space[Any]) -> None:
 def observation_scale(measured: np.ndarray, observation_space: gym.Space[Any]) -> np.ndarray:
     """Units of observations: as measured, but no less than the bounds suggest.
 
-    A dimension that has not changed yet has half the range of its bounds, and 1 at most: with 1 a sensor that stays
-    within 0.01 would never be seen, with a tenth of that the first touch of a leg, 0 or 1, would be 20 units away.
+    A dimension that has not changed yet has the range of its bounds, and 1 at most: with 1 a sensor that stays within
+    0.01 would never be seen, with a tenth of half its range the first touch of a leg, 0 or 1, would be 20 units away.
 
     Args:
         measured: [*O]; 0 where nothing has changed.
         observation_space: A Box.
     """
     suggested = scale_from_bounds(observation_space)
-    unchanged = np.where(suggested > 0, np.minimum(10.0 * suggested, 1.0), 1.0)
+    unchanged = np.where(suggested > 0, np.minimum(20.0 * suggested, 1.0), 1.0)
     return np.maximum(np.where(measured > 0, measured, unchanged), suggested).astype(np.float32)
 
 
