@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests star
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 
 import copy
+import functools
 import gc
 import sys
 import time
@@ -57,10 +58,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `-n 2`: those modules in one process, the others, each whole, in the other and in what is left of it."""
     from xdist.scheduler import LoadScopeScheduling
 
+    @functools.cache
+    def scope(module: str) -> str:
+        return LOCAL_RAY if LOCAL_RAY in (config.rootpath / module).read_text() else module
+
     class OneRay(LoadScopeScheduling):  # type: ignore[misc]  # xdist may not be installed
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
-            return LOCAL_RAY if LOCAL_RAY in (config.rootpath / module).read_text() else module
+            return scope(nodeid.partition("::")[0])
 
     return OneRay(config, log)
 

@@ -133,7 +133,7 @@ class ActionCodec:
             self._bounded, self._low, self._high = bounded, low, high
             # Of a dimension with one value alone, as of an actuator that is switched off, 1: it is divided by.
             self._width = np.where(high > low, high - low, 1.0).astype(np.float32)
-            self._bounds_on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+            self._bounds_on: dict[torch.device, tuple[Tensor, ...]] = {}
             # RLlib unsquashes all dimensions or, if one of them has no bound, none.
             self._normalized = normalized and bool(bounded.all())
         else:
@@ -165,7 +165,7 @@ class ActionCodec:
         if self.sizes:
             parts = [torch.nn.functional.one_hot(actions[..., i].long(), n) for i, n in enumerate(self.sizes)]
             return torch.cat(parts, dim=-1).float()
-        low, width, bounded = self._bounds(actions.device)
+        low, _, width, bounded = self._bounds(actions.device)
         unit = actions.float()
         if not self._normalized:
             unit = torch.where(bounded, 2.0 * (unit - low) / width - 1.0, unit)
@@ -178,9 +178,8 @@ class ActionCodec:
             return chosen[0] if isinstance(self.action_space, Discrete) else torch.stack(chosen, -1)
         if self._normalized:
             return encoded
-        low, width, bounded = self._bounds(encoded.device)
-        high = torch.as_tensor(self._high, device=encoded.device)
-        return torch.where(bounded, torch.minimum(low + 0.5 * (encoded + 1.0) * width, high), encoded)
+        low, high, _, bounded = self._bounds(encoded.device)
+        return torch.where(bounded, low + 0.5 * (encoded + 1.0) * (high - low), encoded)
 
     def encode_into(self, actions: Tensor, out: Tensor) -> None:
         """As `encode`, for actions [B, ...], into out [B, A]; nothing in it waits for the device."""
@@ -192,10 +191,9 @@ class ActionCodec:
         for part, index in zip(torch.split(out, list(self.sizes), -1), chosen.unbind(-1), strict=True):
             part.scatter_(-1, index.long().unsqueeze(-1), 1.0)
 
-    def _bounds(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Low, width and which of them hold, [A] each: copied to a device once, as every copy waits for it."""
+    def _bounds(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Low, high, width and which of them hold, [A] each: copied to a device once, as every copy waits for it."""
         if device not in self._bounds_on:
-            arrays = (self._low, self._width, self._bounded)
-            low, width, bounded = (torch.as_tensor(array, device=device) for array in arrays)
-            self._bounds_on[device] = low, width, bounded
+            arrays = (self._low, self._high, self._width, self._bounded)
+            self._bounds_on[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
         return self._bounds_on[device]
