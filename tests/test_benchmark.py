@@ -415,6 +415,9 @@ class TestProcesses:
         assert "ValueError: the dog ate the weights" in result.error
 
 
+BEGIN, END = "<!-- benchmark:tables:begin -->", "<!-- benchmark:tables:end -->"
+
+
 class TestReport:
     @pytest.fixture
     def folder(self, tmp_path):
@@ -422,19 +425,17 @@ class TestReport:
         for seed, means in enumerate(([1.0, 30.0], [1.0, 2.0, 40.0, 40.0], [1.0, 2.0])):
             store.write(a_result(means, seed, "fast", SOLVED if means[-1] > 25 else TIME_LIMIT))
         store.write(a_result([1.0] * 5, 0, "slow", STEP_LIMIT))
-        (tmp_path / "README.md").write_text("# Before\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\nafter\n")
+        (tmp_path / "README.md").write_text(f"# Before\n{BEGIN}\nold\n{END}\nafter\n")
         return tmp_path
 
     def report(self, folder):
-        argv = ["--suite", "suite", "--results", str(folder / "results"), "--readme", str(folder / "README.md")]
+        argv = ["--suite", "suite", "--results", str(folder / "results"), "--into", str(folder / "README.md")]
         return main(["benchmark", "report", *argv, "--plot", str(folder / "docs" / "plot.png")])
 
     def test_table_by_hand(self, folder, capsys):
         assert self.report(folder) == 0
         text = (folder / "README.md").read_text()
-        assert text.startswith("# Before\n<!-- benchmark:begin -->\n") and text.endswith(
-            "<!-- benchmark:end -->\nafter\n"
-        )
+        assert text.startswith(f"# Before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n")
         assert "\nold\n" not in text
         assert "![learning curves](docs/plot.png)" in text
         assert "Threshold 25; 3 greedy episodes every 100 real steps, confirmed by 7 fresh ones; seeds 0, 1, 2." in text
@@ -447,6 +448,23 @@ class TestReport:
         ]
         assert "a cpu, 2 cores, 8 GiB, no GPU, 1 thread a run, commit 0123456789, torch 2, by:" in text
         assert "| `fast` |" in capsys.readouterr().out
+
+    def test_summary_by_hand(self, folder):
+        """Beside the tables, or alone: a file gets what its markers ask for."""
+        begin, end = (marker.replace("tables", "summary") for marker in (BEGIN, END))
+        (folder / "README.md").write_text(f"{begin}\n{end}\n{BEGIN}\n{END}\n")
+        assert self.report(folder) == 0
+        summary, _, tables = (folder / "README.md").read_text().partition(end)
+        assert summary.splitlines() == [
+            begin,
+            "| contender | CartPole-v1, 25 |",
+            "| --- | --- |",
+            "| `fast` | 300 [250, >250], 3 seeds |",
+            "| `slow` | >500 [>500, >500], 1 seed |",
+            "",
+            "![learning curves](docs/plot.png)",
+        ]
+        assert "| `slow` | >500 |" in tables
 
     def test_says_that_the_machine_was_busy(self, folder):
         assert self.report(folder) == 0

@@ -573,6 +573,20 @@ def test_lost_dreams_take_real_rows_with_them(monkeypatch: pytest.MonkeyPatch):
     assert len(of_source(rows, REAL)[Columns.OBS]) == 5
 
 
+def test_rows_of_both_lost(monkeypatch: pytest.MonkeyPatch):
+    """The ratio is that of what is left, whichever source lost more."""
+    rows = merged_batch(
+        make_learner(config_of()),
+        monkeypatch,
+        episodes=real_episodes(SPACES["discrete"]),
+        imagined=[[[imagined_block(SPACES["discrete"], 1, 5)]]],
+        ratio=0.5,
+        expected_rows=[(2 * NUM_REAL, 2 * NUM_REAL)],
+    )
+    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == 5
+    assert len(of_source(rows, REAL)[Columns.OBS]) == 5
+
+
 def test_schedules_go_on_where_they_were():
     """RLlib's schedulers keep no state: a restored learner must not start its schedules again."""
     config = config_of()

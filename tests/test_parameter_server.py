@@ -88,6 +88,10 @@ def test_pull_if_newer():
 def test_a_record_without_a_number_is_refused():
     with pytest.raises(ValueError, match="WEIGHTS_SEQ_NO"):
         ParameterServer().push({WORLD_MODEL_REF: "x"})
+    server = ParameterServer()
+    server.push(record(5, 1, 1))
+    with pytest.raises(ValueError, match="WEIGHTS_SEQ_NO"):
+        server.push({WORLD_MODEL_REF: "x"})
 
 
 def test_one_record_holds_one_pair_of_versions():

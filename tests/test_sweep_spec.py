@@ -146,6 +146,15 @@ def test_points_hold_each_end_once():
     assert sorted(found) == [(1e-4, 2), (1e-4, 4), (1e-2, 2)]
 
 
+def test_a_mapping_that_is_a_value_is_no_space():
+    """Custom resources are mappings themselves."""
+    path = "dreamers.custom_resources_per_dreamer"
+    assert spec({path: {"dream_node": 1}}).values[path] == {"dream_node": 1}
+    assert spec({path: {}}).values[path] == {}
+    with pytest.raises(SettingError, match="a search space is one of"):
+        spec({path: {"dream_node": -1}})
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +183,14 @@ def test_mistakes_on_the_command_line(error_of):
     assert "a bound of ppo.gamma's uniform is 2.0" in error_of("--set", "ppo.gamma={uniform: [0.9, 2]}")
     assert "--total-timesteps is 'many'" in error_of("--total-timesteps", "many")
     assert "CartPole-v11" in error_of("--env", "CartPole-v11")
+    assert "`sweep` needs a local folder" in error_of("--run-dir", "s3://bucket/sweep")
+    assert "checkpoint nowhere does not exist" in error_of("--set", "world_model.transfer.from=nowhere")
+
+
+def test_a_relative_folder_would_go_with_a_ray_job(error_of, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "run folder runs/a is relative" in error_of("--run-dir", "runs/a")
+    assert "is relative" in error_of()
 
 
 def test_settings_that_do_not_fit_at_one_end_of_a_space(error_of):

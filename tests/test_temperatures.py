@@ -98,6 +98,7 @@ def test_wrong_temperatures(capsys, wrong):
         (["--env", "CartPol-v1"], "did you mean CartPole-v1"),
         (["--run-dir", "s3://bucket/x"], "local folder"),
         (["--run-dir", "tiny.yaml"], "is a file"),
+        (["--set", "world_model.transfer.from=nowhere"], "nowhere does not exist"),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 from wm_rllib import WorldModelPPOConfig
 from wm_rllib.cli.main import main
 from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.phases import pretrain
 from wm_rllib.policy import load_policy
-from wm_rllib.transfer import transferred_weights
+from wm_rllib.transfer import WHOLE, transferred_weights
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -137,6 +139,27 @@ def test_spaces_have_to_fit_for_what_depends_on_them(source: Path, tmp_path: Pat
 def test_nothing_can_be_frozen_that_is_not_taken_over():
     with pytest.raises(ValueError, match=r"transfer_frozen = True .* transfer_from = None"):
         config_of(transfer_frozen=True).validate()
+
+
+def test_units_are_published_where_nothing_is_fitted(monkeypatch: pytest.MonkeyPatch):
+    """V taken over and frozen, M frozen at its initial weights: M's units are new all the same."""
+    config = config_of(transfer_from="x", transfer_parts="v", transfer_frozen=True, mdn_frozen=True)
+    assert config.frozen_parts == WHOLE
+    service = SimpleNamespace(normalisation=lambda: dict(STATS), stats=lambda: {"num_timesteps": 100})
+    parts = SimpleNamespace(replay=SimpleNamespace(service=service), learners=None, state=SimpleNamespace())
+    done: list[str] = []
+    stages = SimpleNamespace(
+        config=config,
+        parts=parts,
+        observation_space=OBSERVATIONS,
+        num_shards=1,
+        takes_frames=False,
+        fit=lambda updates: done.append("fit"),
+        publish=lambda **what: done.append("publish"),
+    )
+    monkeypatch.setattr("wm_rllib.phases.on_learners", lambda learners, name, **kwargs: done.append(name))
+    pretrain(stages)
+    assert done == ["set_normalisation", "publish"]
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,12 @@ class MergingLearner(PPOTorchLearner):
             return real, imagined
         if (expected_real and not num_real) or (expected_imagined and not num_imagined):
             return None, None
-        if imagined is not None and num_real < expected_real:
-            imagined = self._choose(imagined, imagined_rows(num_real, self._ratio))
-        elif real is not None and num_imagined < expected_imagined:
-            real = self._choose(real, real_rows_for(num_imagined, self._ratio))
-        return real, imagined
+        if (num_real, num_imagined) == (expected_real, expected_imagined) or real is None or imagined is None:
+            return real, imagined
+        wanted = imagined_rows(num_real, self._ratio)
+        if wanted <= num_imagined:
+            return real, self._choose(imagined, wanted)
+        return self._choose(real, real_rows_for(num_imagined, self._ratio)), imagined
 
     def _standardise(self, real: RowColumns | None, imagined: RowColumns | None) -> None:
         """Advantages to zero mean and unit deviation, each source by itself, over the rows of all learners."""

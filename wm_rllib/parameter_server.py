@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class ParameterServer(EnvRunnerStateServer):
         Raises:
             ValueError: The record carries no sequence number.
         """
-        if state.get(WEIGHTS_SEQ_NO, 0) > self.get_version():
+        if state.get(WEIGHTS_SEQ_NO, math.inf) > self.get_version():
             super().push(state)
         return PROCESS
 

@@ -63,7 +63,7 @@ def pretrain(stages: Stages) -> None:
         frames = _updates(config.vae_pretrain_epochs * steps, config.vae_batch_size * stages.num_shards)
         fit_on_frames(stages, frames, updates, 1.0)
         stages.publish_world_model()
-    elif updates:
+    elif updates and config.frozen_parts != WHOLE:
         stages.fit(updates)
     else:
         stages.publish(policy=False, world_model=True)  # the units

@@ -56,6 +56,11 @@ def _allowed(adapter: TypeAdapter[Any], value: Any) -> bool:
     return True
 
 
+def accepts(setting: Setting, value: Any) -> bool:
+    """Whether `check_value` would take the value."""
+    return _allowed(setting.adapter, _plain(value))
+
+
 def check_value(setting: Setting, value: Any, name: str | None = None) -> Any:
     """Return the value in the form in which YAML has it, or raise.
 

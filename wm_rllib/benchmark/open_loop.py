@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if min(args.episodes, args.steps) < 1:
             raise CommandError("--episodes and --steps must be at least 1. Fix: 20 and 15.")
         result = measure(load_agent(args), args.episodes, args.steps, args.seed)
-    except ValueError as error:
+    except (CommandError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(describe(result))

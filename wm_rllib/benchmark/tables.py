@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from wm_rllib.benchmark.aggregation import Bound, Group, Spread, bounded_quantile, quantile, spread
 from wm_rllib.benchmark.measuring import SOLVED
 from wm_rllib.benchmark.store import Result
+
+
+def summary_table(environments: Mapping[str, Sequence[Group]]) -> str:
+    """Return one table of the steps to the threshold: a contender a row, those of most environments first."""
+    ranks: dict[str, list[int]] = {}
+    for groups in environments.values():
+        for rank, group in enumerate(groups):
+            ranks.setdefault(group.contender, []).append(rank)
+    contenders = sorted(ranks, key=lambda name: (-len(ranks[name]), sum(ranks[name]) / len(ranks[name]), name))
+    cells = {(group.env_id, group.contender): _steps(group) for groups in environments.values() for group in groups}
+    rows = [[f"`{name}`", *(cells.get((env_id, name), "-") for env_id in environments)] for name in contenders]
+    return "\n".join(_table(["contender", *map(_goal, environments.values())], rows)) + "\n"
+
+
+def _goal(groups: Sequence[Group]) -> str:
+    threshold = groups[0].results[0].job.measure.threshold
+    return groups[0].env_id if threshold is None else f"{groups[0].env_id}, {threshold:g}"
+
+
+def _steps(group: Group) -> str:
+    if not group.has_threshold:
+        return "-"
+    seeds = len(group.results)
+    return f"{_spread(spread(group.steps(confirmed=False)))}, {seeds} seed{'s' if seeds != 1 else ''}"
 
 
 def environment_table(groups: Sequence[Group]) -> str:

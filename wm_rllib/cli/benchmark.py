@@ -142,7 +142,7 @@ def _report(args: argparse.Namespace) -> int:
     from wm_rllib.benchmark.report import write_report
     from wm_rllib.benchmark.store import Store
 
-    text = write_report(Store(Path(args.results)), args.suite, readme=Path(args.readme), plot=Path(args.plot))
+    text = write_report(Store(Path(args.results)), args.suite, files=list(map(Path, args.into)), plot=Path(args.plot))
     print(text, end="")
     return 0
 

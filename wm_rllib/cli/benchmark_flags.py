@@ -9,7 +9,7 @@ from wm_rllib.cli.output import LOG_LEVELS
 
 RESULTS = "benchmarks/results"
 SUITE = "learning"
-README, PLOT = "README.md", "docs/benchmark.png"
+REPORTED_IN, PLOT = ["README.md", "docs/results.md"], "docs/benchmark.png"
 
 
 def add_benchmark(commands: argparse._SubParsersAction[Any]) -> None:
@@ -80,7 +80,9 @@ def _add_soak(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", metavar="NAME", default=SUITE, help=f"whose results ({SUITE})")
-    parser.add_argument("--readme", metavar="FILE", default=README, help=f"whose table is rewritten ({README})")
+    parser.add_argument(
+        "--into", metavar="FILE", nargs="+", default=REPORTED_IN, help=f"files with markers ({' '.join(REPORTED_IN)})"
+    )
     parser.add_argument("--plot", metavar="FILE", default=PLOT, help=f"the plot ({PLOT})")
     _add_common(parser)
 

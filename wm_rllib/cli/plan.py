@@ -93,7 +93,7 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     config.wm_run_name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]  # the monitoring's name for it
     tree = resolved_tree(config, values)
     if source is None and config.transfer_from is not None:
-        _find_transfer(config, spaces)
+        find_transfer(config, spaces)
     return RunPlan(folder, values, config, tree, source, meta, changed)
 
 
@@ -130,8 +130,13 @@ def _unnamed_run_dir(source: Path | None, env_id: str) -> str:
     """Return the run folder where none is named: the checkpoint's own, else a new one."""
     if source is not None and source.parent.name == "checkpoints":
         return str(source.parent.parent)
+    return new_run_dir(env_id)
+
+
+def new_run_dir(env_id: str, prefix: str = "") -> str:
+    """Return a folder in runs/, named after the environment and the time."""
     name = re.sub(r"[^\w.-]+", "-", env_id)
-    return lasting(f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    return lasting(f"runs/{prefix}{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def lasting(run_dir: str) -> str:
@@ -148,6 +153,17 @@ def lasting(run_dir: str) -> str:
     return run_dir
 
 
+def local_run_dir(run_dir: str, command: str) -> str:
+    """Return the folder of a command that cannot do with a URI.
+
+    Raises:
+        CommandError: If it is one, or goes with a Ray job.
+    """
+    if is_uri(run_dir):
+        raise CommandError(f"--run-dir is {run_dir}, but `{command}` needs a local folder. Fix: a path.")
+    return lasting(run_dir)
+
+
 def _goes_on_in(folder: RunFolder, args: argparse.Namespace, source: Path | None) -> bool:
     """Return whether the run goes on in a folder that holds it already, rather than starting in a new one."""
     if args.resume == AUTO:
@@ -155,7 +171,7 @@ def _goes_on_in(folder: RunFolder, args: argparse.Namespace, source: Path | None
     return source is not None and source.parent.resolve() == folder.checkpoints.resolve()
 
 
-def _find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:
+def find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:
     """Find the checkpoint whose V and M a new run starts with, and make sure that they fit.
 
     Raises:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.options import FIXED_BY_CHECKPOINT, SWEEP_SECTION, assignments, flag_values
-from wm_rllib.cli.plan import ONLINE, check_env, register_env, valid_config
-from wm_rllib.cli.run_folder import RunFolder
+from wm_rllib.cli.plan import ONLINE, check_env, find_transfer, local_run_dir, new_run_dir, register_env, valid_config
+from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
 from wm_rllib.settings import SettingError, find_setting, flat_tree
 from wm_rllib.sweep.search import TABLE, flat_search, unknown_message
 from wm_rllib.sweep.spec import TOTAL, SweepSpec, parse_sweep
 from wm_rllib.yaml_files import read_yaml
 
 PREFIX = f"{SWEEP_SECTION}."
+TRANSFER = "world_model.transfer.from"
 TRIALS = "trials"
 """Tune's folder inside of the sweep's."""
 
@@ -56,22 +55,26 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     """
     if args.resume and args.run_dir is None:
         raise CommandError("--resume auto needs the sweep folder to look in. Fix: add --run-dir DIR.")
-    stored = Path(args.run_dir) / checkpoints.SETTINGS_FILE if args.resume else None
+    named = None if args.run_dir is None else local_run_dir(args.run_dir, "sweep")
+    stored = Path(named) / checkpoints.SETTINGS_FILE if args.resume and named else None
     before = _read_spec(stored) if stored is not None and stored.exists() else None
     spec = _requested(args, args.config or (stored if before is not None else None))
     if before is not None:
         _refuse_changes(before, spec)
     if "env.id" not in spec.values:
         raise CommandError("no environment. Fix: --env ID, or env.id in the YAML file.")
-    folder = RunFolder(args.run_dir or _new_folder(spec.values["env.id"]))
+    folder = RunFolder(named or new_run_dir(spec.values["env.id"], "sweep-"))
     if not args.resume:
         folder.refuse_if_used()
     _check_packages(spec)
     _check_pbt_knobs(spec)
     points = list(spec.points())
-    check_env(points[0])
+    spaces = check_env(points[0])
     register_env(spec.values["env.id"])
     configs = [valid_config(point, verbose=args.verbose, log_level=args.log_level) for point in points]
+    for config in configs:
+        if config.transfer_from is not None:
+            find_transfer(config, spaces)
     _check_random_phase(spec, configs)
     if not all(config.online_collection for config in configs):
         raise CommandError(
@@ -95,6 +98,8 @@ def _requested(args: argparse.Namespace, source: str | Path | None) -> SweepSpec
             search[path] = value
         else:
             settings[find_setting(path).path] = value
+    if settings.get(TRANSFER) is not None:  # trials run in folders of their own
+        settings[TRANSFER] = str(checkpoints.resolve(str(settings[TRANSFER]), (BEST, LAST)).resolve())
     return parse_sweep(settings | flag_values(args), search)
 
 
@@ -124,11 +129,6 @@ def _refuse_changes(before: SweepSpec, now: SweepSpec) -> None:
 def _flat(spec: SweepSpec) -> dict[str, Any]:
     search = {f"{PREFIX}{path}": value for path, value in spec.search.items()}
     return {**spec.values, **{path: space.yaml for path, space in spec.spaces.items()}, **search}
-
-
-def _new_folder(env_id: str) -> Path:
-    name = re.sub(r"[^\w.-]+", "-", env_id)
-    return Path("runs") / f"sweep-{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _check_packages(spec: SweepSpec) -> None:

@@ -12,9 +12,8 @@ from wm_rllib.cli import checkpoints
 from wm_rllib.cli.agents import flag_value
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import is_uri
 from wm_rllib.cli.options import requested_values, resolved_tree
-from wm_rllib.cli.plan import ONLINE, RunPlan, check_env, lasting, register_env, valid_config
+from wm_rllib.cli.plan import ONLINE, RunPlan, check_env, find_transfer, local_run_dir, register_env, valid_config
 from wm_rllib.cli.run_folder import LAST, RunFolder
 from wm_rllib.settings import parse_tree
 from wm_rllib.yaml_files import read_yaml, write_yaml
@@ -108,14 +107,17 @@ def plan_temperatures(args: argparse.Namespace) -> TemperaturePlan:
     values = requested_values(args)
     _check_values(values)
     values[ONLINE] = False
-    _, action_space = check_env(values)
+    spaces = check_env(values)
     register_env(values["env.id"])
     config = valid_config(values, verbose=args.verbose, log_level=args.log_level)
     if config.seed is None:
         raise CommandError("seed is null, but temperatures are compared on the same episodes. Fix: --seed 0.")
-    root = _root(args.run_dir)
+    if config.transfer_from is not None:
+        find_transfer(config, spaces)
+    root = Path(local_run_dir(args.run_dir, "temperatures"))
     _check_folder(root, _study(config, values, num_episodes))
-    return TemperaturePlan(root, temperatures, num_episodes, values, config, action_space, RunFolder(root / PRETRAINED))
+    base = RunFolder(root / PRETRAINED)
+    return TemperaturePlan(root, temperatures, num_episodes, values, config, spaces[1], base)
 
 
 def _temperatures(texts: Sequence[str]) -> list[float]:
@@ -142,12 +144,6 @@ def _check_values(values: Mapping[str, Any]) -> None:
             f"stop.return is {values['stop.return']}, but `temperatures` trains each controller for stop.iterations, "
             "whatever it is worth in reality. Fix: --set stop.return=null."
         )
-
-
-def _root(run_dir: str) -> Path:
-    if is_uri(run_dir):
-        raise CommandError(f"--run-dir is {run_dir}, but `temperatures` needs a local folder. Fix: a path.")
-    return Path(lasting(run_dir))
 
 
 def _study(config: Any, values: Mapping[str, Any], num_episodes: int) -> dict[str, Any]:

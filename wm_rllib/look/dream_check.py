@@ -41,7 +41,7 @@ def dream_settings(agent: Agent) -> DreamSettings:
     return DreamSettings(
         horizon=settings.get("world_model.training.imagination_horizon", default.imagination_horizon),
         burn_in=settings.get("world_model.training.burn_in", default.burn_in),
-        temperature=settings.get("world_model.mdn_rnn.temperature", default.temperature),
+        temperature=agent.policy.world_model.config.mdn_rnn.temperature,
     )
 
 

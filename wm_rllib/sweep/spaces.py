@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wm_rllib.settings import SettingError, check_value
+from wm_rllib.settings import SettingError, accepts, check_value
 from wm_rllib.settings_table import Setting
 
 UNIFORM, LOGUNIFORM, INTEGER, CHOICE, GRID = "uniform", "loguniform", "integer", "choice", "grid"
@@ -124,20 +124,12 @@ def _bounds(setting: Setting, kind: str, arguments: Any) -> tuple[float, float]:
 def _check_takes_fractions(setting: Setting, kind: str, arguments: list[float]) -> None:
     """Raise if the setting takes the whole bounds but nothing between them."""
     for bound in arguments:
-        whole_is_fine = float(bound).is_integer() and _is_allowed(setting, int(bound))
-        if whole_is_fine and not _is_allowed(setting, float(bound)):
+        whole_is_fine = float(bound).is_integer() and accepts(setting, int(bound))
+        if whole_is_fine and not accepts(setting, float(bound)):
             raise SettingError(
                 f"{setting.path} is {{{kind!r}: {arguments!r}}}, but {kind} draws fractions and {setting.path} takes "
                 f"whole numbers. Fix: {{{INTEGER}: {[int(bound) for bound in arguments]}}}, or {CHOICE}."
             )
-
-
-def _is_allowed(setting: Setting, value: Any) -> bool:
-    try:
-        check_value(setting, value)
-    except SettingError:
-        return False
-    return True
 
 
 def _is_number(value: Any) -> bool:

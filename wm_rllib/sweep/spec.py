@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wm_rllib.settings import SettingError, check_value, to_nested
+from wm_rllib.settings import SettingError, accepts, check_value, to_nested
 from wm_rllib.settings_table import BY_PATH, SETTINGS
 from wm_rllib.sweep.search import ASHA, OPTUNA, PBT, RANDOM, SECTION, parse_search, search_tree
 from wm_rllib.sweep.spaces import GRID, Space, parse_space
@@ -71,7 +71,7 @@ def parse_sweep(settings: Mapping[str, Any], search: Mapping[str, Any]) -> Sweep
     values, spaces = {}, {}
     for path, value in settings.items():
         setting = BY_PATH[path]
-        if isinstance(value, Mapping) and path != "env.config":
+        if isinstance(value, Mapping) and not accepts(setting, value):
             spaces[path] = parse_space(setting, value)
         else:
             values[path] = check_value(setting, value)
