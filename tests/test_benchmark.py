@@ -457,7 +457,7 @@ class TestReport:
         summary, _, tables = (folder / "README.md").read_text().partition(end)
         assert summary.splitlines() == [
             begin,
-            "| contender | CartPole-v1, 25 |",
+            "| contender | fake_contenders:Say, 25 |",
             "| --- | --- |",
             "| `fast` | 300 [250, >250], 3 seeds |",
             "| `slow` | >500 [>500, >500], 1 seed |",

@@ -11,7 +11,6 @@ the same windows; a controller's score would prove nothing, since one on z alone
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 from wm_rllib.cli.agents import Agent, load_agent
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.evaluation import make_vector_env
@@ -137,9 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = shlex.join(
             ["python", "-m", "wm_rllib.benchmark.open_loop", *(sys.argv[1:] if argv is None else argv)]
         )
-        Path(args.json).write_text(
-            json.dumps({"provenance": provenance(command, torch.get_num_threads()), **result}, indent=1) + "\n"
-        )
+        write_json(Path(args.json), {"provenance": provenance(command, torch.get_num_threads()), **result})
     return 0
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 
 Row = Mapping[str, Any]
 
@@ -221,9 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = shlex.join(
             ["python", "-m", "wm_rllib.benchmark.pixel_pipeline", *(sys.argv[1:] if argv is None else argv)]
         )
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        told = {"provenance": provenance(command, 0), "tasks": results}
-        args.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, {"provenance": provenance(command, 0), "tasks": results})
     return 0
 
 

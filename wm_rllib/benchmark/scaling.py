@@ -10,7 +10,6 @@ rows and does nothing with them. Sizes are those of the default config on CartPo
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from ray.rllib.utils.actor_manager import FaultAwareApply
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 from wm_rllib.dream_orders import DreamOrder
 from wm_rllib.dreamer import Dreamed, DreamRequest
 from wm_rllib.dreamer_pool import DreamerPool
@@ -194,8 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         medians = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
         print(f"{num_nodes} nodes: " + ", ".join(f"{name} {value:.4g}" for name, value in medians.items()), flush=True)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
     return 0
 
 

@@ -9,7 +9,6 @@ process's resident memory is the slope of a line through all its samples, in MB 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from ray._private.internal_api import node_stats
 
 from wm_rllib.algorithm import WorldModelPPO
 from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 from wm_rllib.config import WorldModelPPOConfig
 
 SAMPLE_EVERY_S = 10.0
@@ -146,6 +146,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         ray.shutdown()
     print(*table(result), sep="\n")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
     return 0

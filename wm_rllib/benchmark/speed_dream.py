@@ -11,22 +11,21 @@ faster one, only the fraction of its rate says how near they come to the hardwar
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
+import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
 from wm_rllib.benchmark.dream_contenders import PAPER, SIZES, DreamerV3Dream, OurDream
+from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 
 SIDE = 2048
 PRODUCT_FLOPS = 2 * SIDE**3
@@ -44,7 +43,7 @@ def run(repeats: int = 7, report: Callable[[str], None] = print) -> dict[str, An
         report: Takes the lines of the report.
 
     Returns:
-        Provenance, operations per step, raw seconds and rates by turn, medians and fractions.
+        Operations per step, raw seconds and rates by turn, medians and fractions.
     """
     torch.set_num_threads(1)
     ours = {name: OurDream(size) for name, size in SIZES.items()}
@@ -60,7 +59,6 @@ def run(repeats: int = 7, report: Callable[[str], None] = print) -> dict[str, An
     for one in ours.values():
         one.stop()
     result = {
-        "provenance": provenance(),
         "flops_per_step": flops,
         "paper_style_flops_per_step": ours["paper"].paper_flops_per_step,
         "rows": {name: size.rows for name, size in SIZES.items()},
@@ -156,31 +154,6 @@ def describe(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, processor and versions."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return {
-        "commit": commit or None,
-        "has_uncommitted_changes": bool(changed),
-        "cpu": _cpu(),
-        "num_cpus": os.cpu_count(),
-        "load_average": list(os.getloadavg()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _milliseconds(values: list[float]) -> str:
     return "/".join(f"{1e3 * value:.1f}" for value in values) + " ms"
 
@@ -190,18 +163,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wm_rllib.benchmark.speed_dream", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="turns to measure")
     parser.add_argument("--json", type=Path, help="file to write every raw number to")
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    command = shlex.join(["python", "-m", "wm_rllib.benchmark.speed_dream", *argv])
     # Ray runs workers at niceness 15: on a busy machine the dreamer would have less of it than what it is held to.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(address="local", num_cpus=len(SIZES), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
-        result = run(args.repeats)
+        result = {"provenance": provenance(command, 1), **run(args.repeats)}
     finally:
         ray.shutdown()
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
     return 0
 
 

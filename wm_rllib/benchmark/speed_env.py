@@ -10,15 +10,11 @@ runner is remote, this process's CPU time, which does not see what else the mach
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,8 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.env_runner import CollectRequest, WorldModelEnvRunner
 from wm_rllib.training_state import Phase
@@ -153,7 +151,6 @@ def run(
     for algorithm in algorithms.values():
         algorithm.stop()
     result = {
-        "provenance": provenance(),
         "settings": {**PPO_SETTINGS, "num_envs": NUM_ENVS, "hidden_dims": HIDDEN_DIMS, "lstm_size": LSTM_SIZE},
         "num_env_runners": num_env_runners,
         "contenders": CONTENDERS,
@@ -202,28 +199,6 @@ def summary(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def provenance() -> dict[str, Any]:
-    """Where the numbers come from: commit, command, processor, load and versions."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "commit": commit or None,
-        "command": "python -m wm_rllib.benchmark.speed_env " + " ".join(sys.argv[1:]),
-        "cpu": _cpu(),
-        "num_cpus": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("ray", "torch", "gymnasium")}},
-    }
-
-
-def _cpu() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(
@@ -234,16 +209,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fit-turns", type=int, default=1, help="turns that measure the default fit too; 0: none")
     parser.add_argument("--num-env-runners", type=int, default=0, help="remote env runners of each contender")
     parser.add_argument("--json", type=Path, help="file for the result")
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    command = shlex.join(["python", "-m", "wm_rllib.benchmark.speed_env", *argv])
     num_cpus = 8 * (args.num_env_runners + 1)  # logical ones: the contenders' actors wait for their turns
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        result = run(args.turns, args.iterations, args.fit_turns, args.num_env_runners)
+        made = provenance(command, torch.get_num_threads())
+        result = {"provenance": made, **run(args.turns, args.iterations, args.fit_turns, args.num_env_runners)}
     finally:
         ray.shutdown()
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import shlex
 import statistics
 import sys
@@ -36,6 +35,7 @@ from wm_rllib.benchmark.device_clock import (
 )
 from wm_rllib.benchmark.device_work import COMPILED
 from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 
 CELL_LIMIT_S = 45.0
 """Of one cell, compilation included."""
@@ -288,8 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def save(result: Result) -> None:
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps({"provenance": made, **result}, indent=1) + "\n", encoding="utf-8")
+            write_json(args.json, {"provenance": made, **result})
 
     result = run(device, only=args.only, limit_s=args.time_limit, say=lambda line: print(line, flush=True), save=save)
     save(result)

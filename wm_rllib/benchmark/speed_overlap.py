@@ -10,7 +10,6 @@ themselves (an env runner, a dreamer, the learner, where fit and PPO add up), an
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import ray
 
 from wm_rllib.benchmark.provenance import provenance
+from wm_rllib.benchmark.store import write_json
 from wm_rllib.benchmark.waiting import Waits, waiting_config
 from wm_rllib.training_state import Phase
 
@@ -114,8 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         ray.shutdown()
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
     return 0
 
 

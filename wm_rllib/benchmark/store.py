@@ -151,3 +151,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return value if isinstance(value, bool | int | str) or value is None else str(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value of `plain` into a file, whose folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")

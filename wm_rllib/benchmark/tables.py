@@ -40,7 +40,7 @@ def environment_table(groups: Sequence[Group]) -> str:
     header = ["contender", "first at threshold, each seed", "median [IQR]", "confirmed, median [IQR]", "seconds"]
     header += [f"return at {budget:,}" for budget in budgets] + ["runs"]
     rows = [_row(group, budgets) for group in groups]
-    lines = [f"#### {groups[0].env_id}", "", _measure(groups), "", *_table(header, rows)]
+    lines = [f"### {groups[0].env_id}", "", _measure(groups), "", *_table(header, rows)]
     return "\n".join(lines) + "\n"
 
 
