@@ -17,7 +17,7 @@ EnvCreator = Callable[[Any], Any]
 
 
 def env_creator(env: Any, config: Any) -> EnvCreator:
-    """Return what makes one environment of its env config.
+    """Return a function from an env config to one environment.
 
     Args:
         env: What `config.environment` was given.

@@ -7,7 +7,10 @@ from torch import Tensor, stack
 
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
-TOLD_AT_START, AT_START, FIRST_SHARE = ("vae/reconstruction_loss", "mdn/nll"), "_at_start", 0.05
+FIRST_SHARE = 0.05
+"""Of a fit's gradient steps: its start."""
+AT_START = "_at_start"
+TOLD_AT_START = ("vae/reconstruction_loss", "mdn/nll")
 """Losses whose means over the first gradient steps of a fit are reported too: by how much it lowers them."""
 
 

@@ -204,7 +204,7 @@ SETTINGS: tuple[Setting, ...] = (
         ),
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),
-        ("max_staleness", "max_staleness", whole(0), "Oldest dream that is still learned from, in iterations."),
+        ("max_staleness", "max_staleness", whole(0), "Oldest rows that are still learned from, in iterations."),
         (
             "overlap",
             "overlap",

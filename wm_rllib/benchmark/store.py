@@ -19,7 +19,6 @@ from wm_rllib.cli.errors import CommandError
 FORMAT_VERSION = 1
 MAX_NAME = 120
 """Characters of a folder's name that are taken from a contender with many settings."""
-DEFAULT_ROOT = Path("benchmarks/results")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Result:
 class Store:
     """The files under one folder."""
 
-    def __init__(self, root: Path = DEFAULT_ROOT):
+    def __init__(self, root: Path):
         self.root = root
 
     def path(self, job: Job) -> Path:

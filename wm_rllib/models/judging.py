@@ -15,6 +15,9 @@ from wm_rllib.models.dreaming import Dream
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 
+SMALLEST_VARIANCE = torch.tensor(1e-4)
+"""Of a dimension, in normalised units: what varies less is constant, and its noise need not be explained."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -79,10 +82,6 @@ def open_loop_skill(world_model: WorldModel, windows: Windows) -> Skill:
         observation=_explained(predicted, real, valid, SMALLEST_VARIANCE * real.shape[-1]),
         reward=_explained(rewards[..., None] / units, real_rewards, valid, reward_floor),
     )
-
-
-SMALLEST_VARIANCE = torch.tensor(1e-4)
-"""Of a dimension, in normalised units: what varies less is constant, and its noise need not be explained."""
 
 
 def _explained(predicted: Tensor, real: Tensor, valid: Tensor, least_variance: Tensor) -> Tensor:

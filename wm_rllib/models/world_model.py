@@ -31,7 +31,7 @@ class SequenceBatch:
 
 
 class WorldModel(nn.Module):
-    """V and M over one environment's spaces. Builds in eval mode nowhere: callers choose `train()` or `eval()`."""
+    """V and M over one environment's spaces. New ones are in training mode, as all modules; callers choose."""
 
     def __init__(self, config: WorldModelConfig):
         super().__init__()
