@@ -75,7 +75,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         self.policy_hidden_dims = [64, 64]
         self.env_runners(env_runner_cls=WorldModelEnvRunner, num_env_runners=0, num_envs_per_env_runner=4)
         self.training(
-            train_batch_size_per_learner=128,
+            train_batch_size_per_learner=64,
             minibatch_size=512,
             num_epochs=4,
             lr=1e-3,

@@ -56,7 +56,7 @@ class WorldModelSections:
         self.sequence_batch_size = 32
         self.updates_per_step = 1.0
         self.pretrain_epochs = 300
-        self.random_collection_steps = 300
+        self.random_collection_steps = 150
         self.online_collection = True
         self.replay_capacity = 100_000
         self.replay_max_gigabytes: float | None = None
@@ -77,7 +77,7 @@ class WorldModelSections:
         self.exploration_bonus: float | Schedule = [[0, 0.1], [2000, 0.1], [8000, 0.0]]
         self.optimism: float | Schedule = [[0, 1.0], [2000, 1.0], [8000, 0.0]]
         self.temperature = 1.0
-        self.num_dream_rounds: int | Schedule = 6
+        self.num_dream_rounds: int | Schedule = [[0, 18], [500, 18], [1500, 6]]
         self.dream_batch_size = 12_800
         self.burn_in = 15
         self.max_staleness = 1
