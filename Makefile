@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 train: $(INSTALLED)
 	$(BIN)/python -m wm_rllib train --config tune_configs/cartpole.yaml --run-dir $(RUN_DIR)
 
-# Two processes: one for the modules that share a Ray, one for all others (tests/conftest.py).
+# Two processes, each with a Ray for half of the modules that need one (tests/conftest.py).
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 

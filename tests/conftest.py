@@ -30,6 +30,9 @@ hypothesis.settings.load_profile("tests")
 torch.set_num_threads(1)  # the sums of several threads may differ in their last bits
 
 LOCAL_RAY = "local_ray"  # the resource by which that fixture's Ray is known
+# Of the modules with a Ray those that start most actors: about half of their time.
+WITH_ACTORS = {f"test_{name}.py" for name in "dream_only faults images learners_agree overlap remote tune".split()}
+LONG = ("test_cli.py", "test_benchmark.py", "test_temperatures.py")
 IDLE_WITHIN_S = 3.0
 WITH_RAY = pytest.StashKey[set[Path]]()
 
@@ -50,23 +53,31 @@ def seeded() -> Iterator[None]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Modules that use `local_ray` come first and side by side, so that one Ray serves them all."""
     with_ray = config.stash[WITH_RAY] = {i.path for i in items if "local_ray" in getattr(i, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in with_ray)  # the longest part: the rest fits in beside it
+
+    def order(item: pytest.Item) -> tuple[bool, ...]:
+        name = item.path.name
+        return item.path not in with_ray, name not in WITH_ACTORS, name not in LONG  # what is short fills the gaps
+
+    items.sort(key=order)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n 2`: those modules in one process, the others, each whole, in the other and in what is left of it."""
+    """With `-n 2`: half of those modules in each process, the others, each whole, in whichever is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
     def scope(module: str) -> str:
-        return LOCAL_RAY if LOCAL_RAY in (config.rootpath / module).read_text() else module
+        path = config.rootpath / module
+        if path.name in WITH_ACTORS:
+            return "actors"
+        return LOCAL_RAY if LOCAL_RAY in path.read_text() else module
 
-    class OneRay(LoadScopeScheduling):  # type: ignore[misc]  # xdist may not be installed
+    class OneRayEach(LoadScopeScheduling):  # type: ignore[misc]  # xdist may not be installed
         def _split_scope(self, nodeid: str) -> str:
             return scope(nodeid.partition("::")[0])
 
-    return OneRay(config, log)
+    return OneRayEach(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)
