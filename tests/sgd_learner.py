@@ -1,4 +1,4 @@
-"""Learners whose steps can be compared, and one that fails."""
+"""Learners whose steps can be compared, and defects for learners of a group: each replaces a method of one instance."""
 
 from __future__ import annotations
 
@@ -26,27 +26,41 @@ class SGDLearner(WorldModelPPOLearner):
         )
 
 
-class OwnStatisticsLearner(SGDLearner):
+def standardises_alone(learner: WorldModelPPOLearner) -> None:
     """Standardises advantages over its own rows alone, as RLlib does."""
 
-    def _standardise(self, real: Any, imagined: Any) -> None:
+    def standardise_own(real: Any, imagined: Any) -> None:
         for source in (real, imagined):
             column = source[Postprocessing.ADVANTAGES]
             source[Postprocessing.ADVANTAGES] = standardise(column, mean_and_std(moments(column)))
 
+    learner._standardise = standardise_own
 
-class OwnMeanLearner(SGDLearner):
+
+def weighs_alone(learner: WorldModelPPOLearner) -> None:
     """Weighs its loss as the other one's, however many rows each is a mean of, as DDP does."""
+    descend = learner._descend
 
-    def _descend(self, module_id: str, loss: torch.Tensor) -> None:
-        self._share = 1.0
-        super()._descend(module_id, loss)
+    def descend_alone(module_id: str, loss: torch.Tensor) -> None:
+        learner._share = 1.0
+        descend(module_id, loss)
+
+    learner._descend = descend_alone
 
 
-class FailingLearner(WorldModelPPOLearner):
-    """The second learner of a group fails in its third gradient step, when the first one waits for its gradients."""
+def fails_in_its_third_step(learner: WorldModelPPOLearner) -> None:
+    """The second learner of a group fails when the first one waits for its gradients."""
+    descend = learner._descend
 
-    def _descend(self, module_id: str, loss: torch.Tensor) -> None:
-        if self._learner_index == 1 and self._steps_done == 3:
+    def descend_or_fail(module_id: str, loss: torch.Tensor) -> None:
+        if learner._learner_index == 1 and learner._steps_done == 3:
             raise RuntimeError("this learner has a defect")
-        super()._descend(module_id, loss)
+        descend(module_id, loss)
+
+    learner._descend = descend_or_fail
+
+
+def mend(learner: WorldModelPPOLearner) -> None:
+    """Takes the defects away."""
+    for name in ("_standardise", "_descend"):
+        learner.__dict__.pop(name, None)

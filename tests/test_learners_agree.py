@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
-from sgd_learner import FailingLearner, OwnMeanLearner, OwnStatisticsLearner, SGDLearner
+from sgd_learner import SGDLearner, fails_in_its_third_step, mend, standardises_alone, weighs_alone
 from test_merge import LENGTHS, NUM_REAL, SPACES, config_of, imagined_block, real_episodes, specs
 
 from wm_rllib.learner_calls import check_results, update_policy
@@ -22,11 +23,19 @@ HORIZON = 5
 
 def group_of(num_learners: int, learner_class: Any = None, **overrides: Any) -> LearnerGroup:
     settings = {"minibatch_size": None, "num_epochs": 1, "grad_clip": None, "lr": 0.01, **overrides}
-    config = config_of(num_learners=num_learners, num_cpus_per_learner=0.5, **settings)
+    config = config_of(num_learners=num_learners, num_cpus_per_learner=0.25, **settings)
     if learner_class is not None:
         config.training(learner_class=learner_class)
     config.validate()
-    return LearnerGroup(config=config, module_spec=specs(config))
+    group = LearnerGroup(config=config, module_spec=specs(config))
+    kl_coeffs(group)  # RLlib makes them when they are first asked for; a state from before would not set them back
+    return group
+
+
+def kl_coeffs(group: LearnerGroup) -> list[float]:
+    """Each learner's."""
+    found = group.foreach_learner(lambda learner: float(learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID]))
+    return [result.get() for result in found]
 
 
 def data_for(num_learners: int, lanes: list[int]) -> dict[str, Any]:
@@ -56,30 +65,27 @@ def weights(group: LearnerGroup) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in group.get_weights()[DEFAULT_MODULE_ID].items()}
 
 
-@pytest.fixture
-def groups():
-    made: list[LearnerGroup] = []
+def give(group: LearnerGroup, defect: Callable[[Any], None]) -> None:
+    """Applies `defect` to each learner, in its process."""
+    answers = [result.get() for result in group.foreach_learner(defect)]
+    assert answers == [None] * max(1, group.config.num_learners), answers
 
-    def make(*args: Any, **kwargs: Any) -> LearnerGroup:
-        group = group_of(*args, **kwargs)
-        if made:
-            group.set_state(made[0].get_state())
-        made.append(group)
-        return group
 
-    yield make
-    for group in made:
+@pytest.fixture(scope="module")
+def sgd_groups(local_ray):
+    """Groups of no, one and two remote learners, from which each test gets what it asks for, as it was when built."""
+    made = {count: group_of(count, learner_class=SGDLearner) for count in (0, 1, 2)}
+    initial = made[0].get_state()
+
+    def anew(*counts: int) -> list[LearnerGroup]:
+        for count in counts:
+            give(made[count], mend)
+            made[count].set_state(initial)
+        return [made[count] for count in counts]
+
+    yield anew
+    for group in made.values():
         group.shutdown()
-
-
-def updated(make: Any, counts: list[int], lanes: list[int], num_updates: int = 2, **settings: Any) -> tuple[Any, list]:
-    """Weights before, and after two updates, for each number of learners."""
-    all_groups = [make(count, **settings) for count in counts]
-    before = weights(all_groups[0])
-    for group, count in zip(all_groups, counts, strict=True):
-        for _ in range(num_updates):
-            update(group, data_for(count, lanes))
-    return before, [weights(group) for group in all_groups]
 
 
 def largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
@@ -87,9 +93,14 @@ def largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
     return max(float(np.abs(one[name] - other[name]).max()) for name in one)
 
 
-def test_one_full_step_is_the_same_on_any_number_of_learners(groups):
+def test_one_full_step_is_the_same_on_any_number_of_learners(sgd_groups):
     """SGD, the whole batch at once, twice; shards of 12 + 10 and 20 + 30 rows."""
-    before, [local, one, two] = updated(groups, [0, 1, 2], [2, 6], learner_class=SGDLearner)
+    groups = sgd_groups(0, 1, 2)
+    before = weights(groups[0])
+    for count, group in enumerate(groups):
+        for _ in range(2):
+            update(group, data_for(count, [2, 6]))
+    local, one, two = map(weights, groups)
     step = largest_difference(before, local)
     print(f"\nSGD: local to one {largest_difference(local, one):.1e}, to two {largest_difference(local, two):.1e}")
     assert step > 1e-3
@@ -97,29 +108,20 @@ def test_one_full_step_is_the_same_on_any_number_of_learners(groups):
     assert largest_difference(one, two) < 1e-6
 
 
-@pytest.mark.parametrize("learner_class", [OwnStatisticsLearner, OwnMeanLearner])
-def test_what_learners_do_not_share_would_be_told_apart(groups, learner_class):
+@pytest.mark.parametrize("defect", [standardises_alone, weighs_alone])
+def test_what_learners_do_not_share_would_be_told_apart(sgd_groups, defect):
     """The comparison above can fail."""
-    local, two = groups(0, learner_class=SGDLearner), groups(2, learner_class=learner_class)
+    local, two = sgd_groups(0, 2)
+    give(two, defect)
     update(local, data_for(0, [2, 6]))
     update(two, data_for(2, [2, 6]))
     assert largest_difference(weights(local), weights(two)) > 1e-5
 
 
-def test_default_setting_differs_by_how_minibatches_are_drawn(groups, record_property):
-    """Adam, float32, minibatches: two learners draw other minibatches than one. Near, and equal to each other."""
-    settings = {"minibatch_size": 10, "num_epochs": 4, "lr": 1e-3}
-    before, [one, two] = updated(groups, [1, 2], [4, 4], num_updates=1, **settings)
-    difference, step = largest_difference(one, two), largest_difference(before, one)
-    record_property("difference", difference)
-    print(f"\none learner against two, defaults: {difference:.2e} of a step of {step:.2e}")
-    assert 0 < difference < 2 * step
-
-
 @pytest.fixture(scope="module")
 def two_learners(local_ray):
     """A group for the tests that differ by its minibatches alone, which are read from its config at each update."""
-    group = group_of(2)
+    group = group_of(2, kl_target=0.02)
     config, initial = group.config, group.get_state()
 
     def with_minibatches(size: int | None, num_epochs: int) -> LearnerGroup:
@@ -130,6 +132,21 @@ def two_learners(local_ray):
 
     yield with_minibatches
     group.shutdown()
+
+
+def test_default_setting_differs_by_how_minibatches_are_drawn(two_learners, record_property):
+    """Adam, float32, minibatches: two learners draw other minibatches than one. Near, and equal to each other."""
+    two = two_learners(10, 4)
+    local = group_of(0, minibatch_size=10, num_epochs=4, kl_target=0.02)  # what one learner does, as is shown above
+    local.set_state(two.get_state())
+    before = weights(local)
+    for count, group in ((0, local), (2, two)):
+        update(group, data_for(count, [4, 4]), lr_scale=0.1)  # a rate of 1e-3
+    difference, step = largest_difference(weights(local), weights(two)), largest_difference(before, weights(local))
+    record_property("difference", difference)
+    print(f"\none learner against two, defaults: {difference:.2e} of a step of {step:.2e}")
+    assert 0 < difference < 2 * step
+    local.shutdown()
 
 
 @pytest.mark.parametrize("minibatch_size", [None, 7, 64])
@@ -147,15 +164,14 @@ def test_unequal_shards_do_not_hang(two_learners, minibatch_size):
         assert kl[0] == kl[1]
 
 
-def test_kl_coefficients_stay_equal(groups):
+def test_kl_coefficients_stay_equal(two_learners):
     """Each learner's own KL is another one: by it they would soon minimise different losses."""
-    group = groups(2, minibatch_size=7, num_epochs=4, lr=0.05, kl_target=0.02)
+    group = two_learners(7, 4)
+    assert kl_coeffs(group) == pytest.approx([0.3, 0.3])
     for _ in range(4):
-        update(group, data_for(2, [2, 6]))
-    first, second = (
-        float(r.get()) for r in group.foreach_learner(lambda x: x.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID])
-    )
-    assert first == second != 0.3
+        update(group, data_for(2, [2, 6]), lr_scale=5.0)
+    first, second = kl_coeffs(group)
+    assert first == second != pytest.approx(0.3)
 
 
 def test_a_learner_without_rows_has_all_of_them_skip_the_update(two_learners):
@@ -171,9 +187,10 @@ def test_a_learner_without_rows_has_all_of_them_skip_the_update(two_learners):
     assert largest_difference(before, weights(group)) > 0.0
 
 
-def test_a_learner_that_fails_between_gradients_raises_and_does_not_hang(groups):
-    """gloo waits half an hour for a gradient that never comes."""
-    group = groups(2, learner_class=FailingLearner, minibatch_size=7, num_epochs=4)
+def test_a_learner_that_fails_between_gradients_raises_and_does_not_hang(two_learners):
+    """gloo waits half an hour for a gradient that never comes. The last of these tests: it costs a learner its life."""
+    group = two_learners(7, 4)
+    give(group, fails_in_its_third_step)
     start = time.monotonic()
     with pytest.raises(Exception, match=r"this learner has a defect|Connection|out of service"):
         check_results(group, update(group, data_for(2, [4, 4])))
