@@ -19,6 +19,7 @@ from wm_rllib.learner_calls import check_results, update_policy
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(240)]
 
 HORIZON = 5
+KL_TARGET = 0.1  # RLlib's rule finds one learner's KL, 0.3, too large, and the other's, 0.15, not
 
 
 def group_of(num_learners: int, learner_class: Any = None, **overrides: Any) -> LearnerGroup:
@@ -121,7 +122,7 @@ def test_what_learners_do_not_share_would_be_told_apart(sgd_groups, defect):
 @pytest.fixture(scope="module")
 def two_learners(local_ray):
     """A group for the tests that differ by its minibatches alone, which are read from its config at each update."""
-    group = group_of(2, kl_target=0.02)
+    group = group_of(2, kl_target=KL_TARGET)
     config, initial = group.config, group.get_state()
 
     def with_minibatches(size: int | None, num_epochs: int) -> LearnerGroup:
@@ -137,7 +138,7 @@ def two_learners(local_ray):
 def test_default_setting_differs_by_how_minibatches_are_drawn(two_learners, record_property):
     """Adam, float32, minibatches: two learners draw other minibatches than one. Near, and equal to each other."""
     two = two_learners(10, 4)
-    local = group_of(0, minibatch_size=10, num_epochs=4, kl_target=0.02)  # what one learner does, as is shown above
+    local = group_of(0, minibatch_size=10, num_epochs=4)  # what one learner does, as is shown above
     local.set_state(two.get_state())
     before = weights(local)
     for count, group in ((0, local), (2, two)):
@@ -169,7 +170,7 @@ def test_kl_coefficients_stay_equal(two_learners):
     group = two_learners(7, 4)
     assert kl_coeffs(group) == pytest.approx([0.3, 0.3])
     for _ in range(4):
-        update(group, data_for(2, [2, 6]), lr_scale=5.0)
+        update(group, data_for(2, [2, 6]))
     first, second = kl_coeffs(group)
     assert first == second != pytest.approx(0.3)
 
