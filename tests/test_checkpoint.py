@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,7 +25,7 @@ from wm_rllib.policy import WorldModelPolicy
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
-ITERATIONS = 10
+ITERATIONS, SAVED_AT = 10, 6
 
 
 def make_config(env="CartPole-v1", **overrides):
@@ -66,53 +68,84 @@ def without_times(result: dict) -> dict:
     return {name: value for name, value in row.items() if not name.startswith(own)}
 
 
+@dataclass(frozen=True)
+class Saved:
+    """An algorithm that was saved, and is not trained on: its results, what was in it before and after, and where."""
+
+    algorithm: WorldModelPPO
+    rows: list[dict]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    path: str
+
+
+@pytest.fixture(scope="module")
+def saved(local_ray, tmp_path_factory):
+    """One for all tests that only read it."""
+    algorithm = make_config().build_algo()
+    rows = [without_times(algorithm.train()) for _ in range(SAVED_AT)]
+    before = snapshot(algorithm)
+    path = algorithm.save_to_path(str(tmp_path_factory.mktemp("saved") / "checkpoint"))
+    yield Saved(algorithm, rows, before, snapshot(algorithm), path)
+    algorithm.stop()
+
+
 # --- what is in it ---------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_in_it(build, tmp_path):
-    algorithm = build(make_config())
-    for _ in range(6):
-        algorithm.train()
-    saved = snapshot(algorithm)
+def test_everything_is_in_it(build, saved):
+    expected = saved.before
     # Nothing of it is what a new algorithm has anyway.
-    new = snapshot(build(make_config()))
-    assert saved["kl"][DEFAULT_MODULE_ID] != pytest.approx(0.3)
+    in_place = build(make_config())
+    new = snapshot(in_place)
+    assert expected["kl"][DEFAULT_MODULE_ID] != pytest.approx(0.3)
     for name in ("num_env_steps", "world_model_version", "policy_version", "num_evaluations", "evaluated_at"):
-        assert saved["training"][name] > new["training"][name]
-    assert 0 < saved["training"]["pending_updates"] < 1
-    assert saved["training"]["phase"] == "mixed" != new["training"]["phase"]
-    assert saved["replay"]["rng"] != new["replay"]["rng"]
-    assert len(saved["optimizers"]) == 3  # V's, M's and C's
-    for state in saved["optimizers"].values():
+        assert expected["training"][name] > new["training"][name]
+    assert 0 < expected["training"]["pending_updates"] < 1
+    assert expected["training"]["phase"] == "mixed" != new["training"]["phase"]
+    assert expected["replay"]["rng"] != new["replay"]["rng"]
+    assert len(expected["optimizers"]) == 3  # V's, M's and C's
+    for state in expected["optimizers"].values():
         assert all(moments["exp_avg"].any() for moments in state["state"]["state"].values())
 
-    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
-    assert_equal(snapshot(algorithm), saved)  # saving changes nothing
-    restored = build(checkpoint=path)
-    assert_equal(snapshot(restored), saved)
-    assert restored._state.sequence > algorithm._state.sequence
-    in_place = build(make_config())
-    in_place.restore_from_path(path)
-    assert_equal(snapshot(in_place), saved)
+    assert_equal(saved.after, expected)  # saving changes nothing
+    restored = build(checkpoint=saved.path)
+    assert_equal(snapshot(restored), expected)
+    assert restored._state.sequence > saved.algorithm._state.sequence
+    in_place.restore_from_path(saved.path)
+    assert_equal(snapshot(in_place), expected)
 
 
-def test_get_state_and_set_state_carry_the_replay_too(build):
-    algorithm = build(make_config())
-    for _ in range(3):
-        algorithm.train()
-    state = pickle.loads(pickle.dumps(algorithm.get_state()))
+def test_get_state_and_set_state_carry_the_replay_too(build, saved):
+    state = pickle.loads(pickle.dumps(saved.algorithm.get_state()))
     other = build(make_config())
     other.set_state(state)
-    assert_equal(snapshot(other), snapshot(algorithm))
+    assert_equal(snapshot(other), saved.before)
 
 
 # --- killed and resumed ----------------------------------------------------------------------------------------------
 
 
+def assert_goes_on(resumed: WorldModelPPO, rows: list[dict], never_killed: WorldModelPPO) -> None:
+    """As the other one did, bit for bit: figures, evaluations and weights."""
+    after = [without_times(resumed.train()) for _ in rows]
+    assert_equal(after, rows)
+    assert_equal(snapshot(resumed), snapshot(never_killed))
+    assert any(row["evaluation/episode_return_mean"] is not None for row in after)
+
+
+def test_killed_and_resumed_equals_never_killed(build, saved):
+    """Nor was it ever saved."""
+    never_killed = build(make_config())
+    rows = [without_times(never_killed.train()) for _ in range(ITERATIONS)]
+    assert [row["phase"] for row in rows[:3]] == ["random", "pretrain", "mixed"]
+    assert_equal(saved.rows, rows[:SAVED_AT])
+    assert_goes_on(build(checkpoint=saved.path), rows[SAVED_AT:], never_killed)
+
+
 @pytest.mark.parametrize(
     ("env", "saved_at", "overrides"),
     [
-        ("CartPole-v1", 4, {}),
         # Box actions, truncation alone, and iterations that publish no world model
         ("Pendulum-v1", 5, {"random_collection_steps": 250, "updates_per_step": 0.0}),
         ("CartPole-v1", 3, {"imagination_ratio": "auto", "max_disagreement": 0.8, "pretrain_epochs": 40}),
@@ -123,52 +156,37 @@ def test_get_state_and_set_state_carry_the_replay_too(build):
         ),
     ],
 )
-def test_killed_and_resumed_equals_never_killed(build, tmp_path, env, saved_at, overrides):
-    """Bit for bit: figures, evaluations and weights, for several iterations after the checkpoint."""
-    config = make_config(env, **overrides)
-    never_killed = build(config.copy(copy_frozen=False))
-    rows = [without_times(never_killed.train()) for _ in range(ITERATIONS)]
-    expected = snapshot(never_killed)
-
-    killed = build(config.copy(copy_frozen=False))
-    before = [without_times(killed.train()) for _ in range(saved_at)]
-    path = killed.save_to_path(str(tmp_path / "checkpoint"))
-    killed.train()  # lost with the kill
-    resumed = build(checkpoint=path)
-    after = [without_times(resumed.train()) for _ in range(ITERATIONS - saved_at)]
-    assert_equal(before + after, rows)
-    assert_equal(snapshot(resumed), expected)
-    evaluations = [row["evaluation/episode_return_mean"] for row in after]
-    assert any(value is not None for value in evaluations)
-    phases = [row["phase"] for row in rows]
-    assert phases[:3] == ["random", "pretrain", "mixed"]
+def test_resumed_equals_the_run_that_went_on(build, tmp_path, env, saved_at, overrides):
+    never_killed, rows = build(make_config(env, **overrides)), []
+    for iteration in range(1, ITERATIONS + 1):
+        rows.append(without_times(never_killed.train()))
+        if iteration == saved_at:
+            path = never_killed.save_to_path(str(tmp_path / "checkpoint"))
+    assert [row["phase"] for row in rows[:3]] == ["random", "pretrain", "mixed"]
+    assert_goes_on(build(checkpoint=path), rows[saved_at:], never_killed)
 
 
-def test_without_its_replay_it_is_no_checkpoint_to_go_on_from(build, tmp_path):
+def test_without_its_replay_it_is_no_checkpoint_to_go_on_from(build, saved, tmp_path):
+    path = shutil.copytree(saved.path, tmp_path / "one")
+    shutil.rmtree(path / "replay")
     algorithm = build(make_config())
-    algorithm.train()
-    path = algorithm.save_to_path(str(tmp_path / "one"))
-    shutil.rmtree(tmp_path / "one" / "replay")
     with pytest.raises(FileNotFoundError, match=r"one/replay has no replay.*Fix: .*world_model\.transfer\.from"):
-        algorithm.restore_from_path(path)
-    component = f"{path}/learner_group"
+        algorithm.restore_from_path(str(path))
+    component = str(path / "learner_group")
     algorithm.restore_from_path(component, component="learner_group")  # RLlib's way to take a part of it
 
 
-@pytest.mark.parametrize(("iterations", "phase"), [(1, "random"), (2, "pretrain")])
-def test_resumed_before_the_mixed_phase(build, tmp_path, iterations, phase):
-    config = make_config(random_collection_steps=1500)  # two iterations of random collection
-    never_killed = build(config.copy(copy_frozen=False))
-    rows, path = [], None
-    for iteration in range(1, 6):
+def test_resumed_before_the_mixed_phase(build, tmp_path):
+    config = make_config(random_collection_steps=1010)  # two iterations of random collection
+    never_killed, rows, paths = build(config.copy(copy_frozen=False)), [], []
+    for phase_after in ("random", "pretrain", "mixed", "mixed", "mixed"):
         rows.append(without_times(never_killed.train()))
-        if iteration == iterations:
-            path = never_killed.save_to_path(str(tmp_path / "checkpoint"))
-            assert never_killed._state.phase.value == phase
+        assert never_killed._state.phase.value == phase_after
+        if phase_after != "mixed":
+            paths.append(never_killed.save_to_path(str(tmp_path / phase_after)))
     assert [row["phase"] for row in rows] == ["random", "random", "pretrain", "mixed", "mixed"]
-    resumed = build(checkpoint=path)
-    assert_equal([without_times(resumed.train()) for _ in range(5 - iterations)], rows[iterations:])
-    assert_equal(snapshot(resumed), snapshot(never_killed))
+    for iterations, path in enumerate(paths, 1):
+        assert_goes_on(build(checkpoint=path), rows[iterations:], never_killed)
 
 
 # --- restored in place -----------------------------------------------------------------------------------------------
@@ -188,14 +206,10 @@ def test_restored_in_place_single_process(build, tmp_path):
     assert_equal(snapshot(algorithm), weights)
 
 
-def test_changed_learning_rates_win(build, tmp_path):
+def test_changed_learning_rates_win(build, saved):
     """Population based training restores a checkpoint into an algorithm with other settings."""
-    algorithm = build(make_config(vae_lr=1e-3, mdn_lr=2e-3, lr=3e-3))
-    for _ in range(3):
-        algorithm.train()
-    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
-    other = build(make_config(vae_lr=1e-4, mdn_lr=2e-4, lr=3e-4))
-    other.restore_from_path(path)
+    other = build(make_config(vae_lr=1e-4, mdn_lr=2e-4, lr=3e-4))  # each ten times less than before
+    other.restore_from_path(saved.path)
 
     def rates():
         optimizers = other.learner_group.get_state()["learner"]["optimizer"]
@@ -236,16 +250,12 @@ def test_the_report_says_what_the_optimisers_work_with(build, tmp_path, override
     assert found == pytest.approx([0.5e-4, 2e-4, 3e-4])
 
 
-def test_changed_coefficients_win(build, tmp_path):
-    algorithm = build(make_config(kl_coeff=0.3, entropy_coeff=0.01))
-    for _ in range(3):
-        algorithm.train()
-    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
-    adapted = kl_coeff(algorithm)
-    assert adapted != pytest.approx(0.3)
+def test_changed_coefficients_win(build, saved):
+    adapted = kl_coeff(saved.algorithm)
+    assert adapted != pytest.approx(0.3) and saved.algorithm.config.entropy_coeff != pytest.approx(0.05)
     for configured, expected in ((0.3, adapted), (0.7, 0.7)):  # one that was not changed stays as RLlib adapted it
         other = build(make_config(kl_coeff=configured, entropy_coeff=0.05))
-        other.restore_from_path(path)
+        other.restore_from_path(saved.path)
         assert kl_coeff(other) == pytest.approx(expected)
         schedulers = other.learner_group._learner.entropy_coeff_schedulers_per_module
         assert schedulers[DEFAULT_MODULE_ID].get_current_value() == pytest.approx(0.05)
@@ -272,11 +282,7 @@ def observations_and_actions(policy: WorldModelPolicy, env_id: str, steps: int =
     return seen, done
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_loaded_policy_is_the_algorithms(build, tmp_path, env):
-    algorithm = build(make_config(env))
-    train_until(algorithm, lambda result: result["phase"] == "mixed")
-    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+def assert_loaded_acts_as(algorithm: WorldModelPPO, path: str, env: str) -> None:
     loaded = load_policy(path)
     runner = algorithm.env_runner_group.local_env_runner
     runner.pull()
@@ -286,12 +292,19 @@ def test_loaded_policy_is_the_algorithms(build, tmp_path, env):
         np.testing.assert_array_equal(loaded.compute_action(observation), action)
 
 
-def test_loaded_policy_needs_no_ray(build, tmp_path):
-    """In a process of its own: observation in, action out, Ray never started."""
-    algorithm = build(make_config())
+def test_loaded_policy_is_the_algorithms(saved):
+    assert_loaded_acts_as(saved.algorithm, saved.path, "CartPole-v1")
+
+
+def test_loaded_policy_is_the_algorithms_with_box_actions(build, tmp_path):
+    algorithm = build(make_config("Pendulum-v1"))
     train_until(algorithm, lambda result: result["phase"] == "mixed")
-    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
-    observations, actions = observations_and_actions(load_policy(path), "CartPole-v1")
+    assert_loaded_acts_as(algorithm, algorithm.save_to_path(str(tmp_path / "checkpoint")), "Pendulum-v1")
+
+
+def test_loaded_policy_needs_no_ray(saved):
+    """In a process of its own: observation in, action out, Ray never started."""
+    observations, actions = observations_and_actions(load_policy(saved.path), "CartPole-v1")
     program = textwrap.dedent(
         """
         import json, sys
@@ -304,7 +317,7 @@ def test_loaded_policy_needs_no_ray(build, tmp_path):
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, path],
+        [sys.executable, "-c", program, saved.path],
         input=json.dumps([observation.tolist() for observation in observations]),
         capture_output=True,
         text=True,
