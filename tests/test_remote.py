@@ -434,7 +434,7 @@ def pair(local_ray):
         num_learners=2,
         num_env_runners=0,
         num_envs_per_env_runner=3,
-        num_dreamers=1,
+        num_dreamers=0,
         train_batch_size_per_learner=17,
     ).build_algo()
     yield algorithm
