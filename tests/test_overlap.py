@@ -10,8 +10,6 @@ from ray._private.internal_api import node_stats
 from remote import assert_exact, dreamers, end, env_runners, everyone_is_there, hanging, pid_of, train_until
 from tiny import ROUNDS, TRAIN_BATCH, tiny_config
 
-from wm_rllib import WorldModelPPO
-
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
 RATIO = 0.9
@@ -168,8 +166,11 @@ def test_a_checkpoint_counts_what_its_replay_holds(mixed, tmp_path):
     assert result["imagination"]["rows_by_round"] == [[banked, 9 * banked]] * ROUNDS
     assert result["num_env_steps_sampled_lifetime"] == saved
 
-    resumed = WorldModelPPO.from_checkpoint(path)
+    config = mixed.config.copy(copy_frozen=False)
+    config.num_env_runners = config.num_dreamers = 1  # a checkpoint does not say how many there are
+    resumed = config.build_algo()
     try:
+        resumed.restore_from_path(path)
         assert steps_of(resumed) == steps_in_replay(resumed) == saved
         # Their features are gone with the process: PPO never sees them, and that is said.
         result = resumed.train()
