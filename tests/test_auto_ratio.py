@@ -40,6 +40,14 @@ def build() -> Iterator[Any]:
         algorithm.stop()
 
 
+@pytest.fixture(scope="module")
+def trained(local_ray: None) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+    """An algorithm and its first results."""
+    algorithm = auto_config().build_algo()
+    yield algorithm, [algorithm.train() for _ in range(6)]
+    algorithm.stop()
+
+
 def check_mixed(result: dict[str, Any]) -> float:
     """Everything that an iteration of the mixed phase says of the gate; returns the ratio."""
     row = progress_row(result)
@@ -56,9 +64,8 @@ def check_mixed(result: dict[str, Any]) -> float:
     return ratio
 
 
-def test_the_gate_decides_within_its_bounds(build: Any):
-    algorithm = build()
-    results = [algorithm.train() for _ in range(6)]
+def test_the_gate_decides_within_its_bounds(trained: Any):
+    algorithm, results = trained
     assert [result["phase"] for result in results[:3]] == ["random", "pretrain", "mixed"]
     assert all(
         "configured_ratio" not in result["imagination"] or result["imagination"]["configured_ratio"] is None
@@ -79,7 +86,7 @@ def test_what_the_gate_is_told_decides(
         "judge",
         lambda *_, **__: Judgement([skill] * HORIZON, gap=None, gap_error=None, return_scale=1.0),
     )
-    algorithm = build()
+    algorithm = build(pretrain_epochs=4)
     for _ in range(3):
         result = algorithm.train()
     assert check_mixed(result) == pytest.approx(ratio)
@@ -89,7 +96,7 @@ def test_what_the_gate_is_told_decides(
 
 def test_a_closed_gate_means_one_update_on_real_rows(build: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(WorldModelPPOLearner, "judge", lambda *_, **__: Judgement([0.0], None, None, 1.0))
-    algorithm = build(imagination_ratio_bounds=[0.0, 0.8])
+    algorithm = build(imagination_ratio_bounds=[0.0, 0.8], pretrain_epochs=4)
     for _ in range(3):
         result = algorithm.train()
     assert result["imagination"]["configured_ratio"] == 0.0
@@ -97,7 +104,7 @@ def test_a_closed_gate_means_one_update_on_real_rows(build: Any, monkeypatch: py
 
 
 def test_m_is_judged_before_it_is_fitted_to_what_judges_it(build: Any, monkeypatch: pytest.MonkeyPatch):
-    algorithm, calls = build(), []
+    algorithm, calls = build(pretrain_epochs=4), []
     judge, update = WorldModelPPOLearner.judge, WorldModelPPOLearner.update
 
     def judged(self: Any, windows_ref: Any, seed: int | None) -> Any:
@@ -117,10 +124,22 @@ def test_m_is_judged_before_it_is_fitted_to_what_judges_it(build: Any, monkeypat
     assert algorithm.learner_group._learner.world_model.training
 
 
-def test_lost_experience_is_not_judged(build: Any, monkeypatch: pytest.MonkeyPatch):
-    algorithm = build()
-    for _ in range(3):
-        algorithm.train()
+def test_the_gate_is_in_the_checkpoint(trained: Any, build: Any, tmp_path: Any):
+    algorithm, _ = trained
+    saved = algorithm._state.gate
+    assert saved.skill and saved != Gate()
+    other = build()
+    other.set_state(algorithm.get_state())
+    assert other._state.gate == saved and other._state.gate is not saved
+    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    other._state.gate = Gate()
+    other.restore_from_path(path)
+    assert other._state.gate == saved
+
+
+def test_lost_experience_is_not_judged(trained: Any, monkeypatch: pytest.MonkeyPatch):
+    """The last test of the shared algorithm, which it trains."""
+    algorithm, _ = trained
     gate = algorithm._state.to_dict()["gate"]
     monkeypatch.setattr(algorithm._replay.service._replay, "_newest", {})
     monkeypatch.setattr(algorithm._replay.service, "add", lambda refs: algorithm._replay.service.stats())
@@ -128,21 +147,6 @@ def test_lost_experience_is_not_judged(build: Any, monkeypatch: pytest.MonkeyPat
     assert algorithm._state.to_dict()["gate"] == gate
     assert progress_row(result)["imagination/skill_next"] is None
     assert progress_row(result)["imagination/gate_skill"] == gate["skill"][0]
-
-
-def test_the_gate_is_in_the_checkpoint(build: Any, tmp_path: Any):
-    algorithm = build()
-    for _ in range(4):
-        algorithm.train()
-    saved = algorithm._state.gate
-    assert saved.skill and saved != Gate()
-    other = build()
-    other.set_state(algorithm.get_state())
-    assert other._state.gate == saved and other._state.gate is not saved
-    path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
-    other = build()
-    other.restore_from_path(path)
-    assert other._state.gate == saved
 
 
 def test_cut_dreams_keep_every_row(build: Any):
