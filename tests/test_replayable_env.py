@@ -136,26 +136,36 @@ class Fickle(gym.Env):
         return np.full(2, self._steps + 0.5 * (self.fault == "shows something else"), np.float32)
 
 
+def fickle(num_envs: int = 2) -> Any:
+    return tiny_config(Fickle, num_envs_per_env_runner=num_envs).build_algo()
+
+
+@pytest.fixture(scope="module")
+def first(local_ray):
+    """An algorithm after three iterations, which is not trained on, and its state."""
+    algorithm = fickle()
+    for _ in range(3):
+        algorithm.train()
+    yield algorithm, pickle.dumps(algorithm.get_state())
+    algorithm.stop()
+
+
 @pytest.fixture
-def restored(local_ray, caplog, monkeypatch):
-    """Restores a run into a new algorithm of the given config, and returns that and what was logged."""
+def restored(first, caplog, monkeypatch):
+    """Restores that state into a new algorithm, and returns that and what was logged."""
     algorithms = []
 
-    def restore(first: Any, second: Any, fault: str | None = None) -> tuple[Any, Any, str]:
-        algorithms.append(first.build_algo())
-        for _ in range(3):
-            algorithms[-1].train()
-        state = algorithms[-1].get_state()
+    def restore(num_envs: int = 2, fault: str | None = None) -> tuple[Any, str]:
         monkeypatch.setattr(Fickle, "fault", fault)
-        algorithms.append(second.build_algo())
+        algorithms.append(fickle(num_envs))
         logger = logging.getLogger("wm_rllib")
         logger.addHandler(caplog.handler)
         try:
-            algorithms[-1].set_state(state)
+            algorithms[-1].set_state(pickle.loads(first[1]))
         finally:
             logger.removeHandler(caplog.handler)
         monkeypatch.setattr(Fickle, "fault", None)
-        return algorithms[0], algorithms[1], caplog.text
+        return algorithms[-1], caplog.text
 
     yield restore
     for algorithm in algorithms:
@@ -167,9 +177,9 @@ def ongoing(algorithm: Any) -> list[str]:
 
 
 @pytest.mark.integration
-def test_episodes_under_way_go_on(restored):
-    one, other, logged = restored(*[tiny_config(Fickle, num_envs_per_env_runner=2) for _ in range(2)])
-    assert ongoing(one) == ongoing(other) and "new ones start" not in logged
+def test_episodes_under_way_go_on(first, restored):
+    other, logged = restored()
+    assert ongoing(first[0]) == ongoing(other) and "new ones start" not in logged
     steps = [episode.t for episode in other.env_runner._ongoing_episodes]
     other.train()
     assert [episode.t for episode in other.env_runner._ongoing_episodes] == [step + TRAIN_BATCH // 2 for step in steps]
@@ -177,17 +187,17 @@ def test_episodes_under_way_go_on(restored):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("fault", ["shows something else", "ends sooner", "raises"])
-def test_where_environments_do_not_come_back_new_episodes_start_and_it_is_said(restored, fault):
-    one, other, logged = restored(*[tiny_config(Fickle, num_envs_per_env_runner=2) for _ in range(2)], fault)
+def test_where_environments_do_not_come_back_new_episodes_start_and_it_is_said(first, restored, fault):
+    other, logged = restored(fault=fault)
     assert "new ones start" in logged
     assert other.train()["phase"] == "mixed"
-    assert not set(ongoing(one)) & set(ongoing(other))
+    assert not set(ongoing(first[0])) & set(ongoing(other))
     assert [episode.t for episode in other.env_runner._ongoing_episodes] == [TRAIN_BATCH // 2] * 2
 
 
 @pytest.mark.integration
 def test_another_number_of_environments_starts_new_episodes(restored):
-    _, other, logged = restored(*[tiny_config(Fickle, num_envs_per_env_runner=count) for count in (2, 1)])
+    other, logged = restored(num_envs=1)
     assert "there are 1 environments, and were 2" in logged
     assert other.train()["phase"] == "mixed"
 
