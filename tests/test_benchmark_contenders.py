@@ -12,7 +12,7 @@ from tiny import tiny_config
 from wm_rllib import load_policy
 from wm_rllib.benchmark.contenders import find_contender
 from wm_rllib.benchmark.contenders.world_model import make_config, tuned_values
-from wm_rllib.benchmark.contenders.zoo import zoo_settings
+from wm_rllib.benchmark.contenders.zoo import _SETTINGS, zoo_settings
 from wm_rllib.benchmark.job import Job, Measure
 from wm_rllib.benchmark.measuring import SOLVED, STEP_LIMIT, measure
 from wm_rllib.benchmark.store import Store, plain
@@ -114,7 +114,8 @@ def test_a_frozen_m_keeps_every_bit(frozen):
 def test_peers_train_and_act_greedily(name, env_id, monkeypatch):
     if name == "sb3-ppo":
         pytest.importorskip("stable_baselines3")
-    zoo = zoo_settings(env_id)
+    zoo = replace(zoo_settings(env_id), n_steps=32)  # CartPole's; Pendulum's rollout is 32 times as long
+    monkeypatch.setitem(_SETTINGS, env_id, zoo)
     job = a_job(name, env_id, interval=1, max_steps=1)
     trainer = make_trainer(job)
     points = []
