@@ -115,7 +115,8 @@ def test_greedy_environments_take_the_policys_best_action_and_the_others_explore
 def test_environments_act_greedily_only_where_most_is_imagined(
     ratio: Any, fraction: float, expected: int, local_ray: Any
 ):
-    config = tiny_config(ScriptedEnv, greedy_fraction=fraction, imagination_ratio=ratio).environment(
+    nothing_learned = {"pretrain_epochs": 0, "updates_per_step": 0.0, "num_dream_rounds": 1}
+    config = tiny_config(ScriptedEnv, greedy_fraction=fraction, imagination_ratio=ratio, **nothing_learned).environment(
         env_config={"action_space": SPACES[0]}
     )
     algorithm = config.env_runners(num_envs_per_env_runner=3).build_algo()

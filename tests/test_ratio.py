@@ -136,24 +136,16 @@ def test_schedule_is_followed_and_logged(built, merges):
     assert len({imagined for _, imagined in merges}) > 2
 
 
-@pytest.mark.parametrize("rounds", [1, 4])
-def test_number_of_dream_rounds(built, merges, rounds):
-    algorithm = built(num_dream_rounds=rounds)
-    result = mixed_results(algorithm, 1)[0]
-    real = result["num_env_steps_sampled_lifetime"] - 60
-    assert result["imagination"]["rows_by_round"] == [[real, real]] * rounds
-    assert merges == [(real, real)] * rounds
-    # Each round dreams with the policy that the round before it made.
-    assert result["policy"]["version"] == rounds
-
-
-def test_dream_rounds_by_a_schedule(built):
+def test_dream_rounds_by_a_schedule(built, merges):
     algorithm = built(num_dream_rounds=[[0, 5], [150, 1]])
     results = mixed_results(algorithm, 5)
-    rounds = [len(result["imagination"]["rows_by_round"]) for result in results]
     steps = [result["num_env_steps_sampled_lifetime"] for result in results]
-    assert rounds == [max(1, round(5 - 4 * count / 150)) for count in steps]
+    rounds = [max(1, round(5 - 4 * count / 150)) for count in steps]
     assert rounds[0] > rounds[1] > rounds[-1] == 1
+    expected = [[[real, real]] * count for real, count in zip(np.diff([60, *steps]), rounds, strict=True)]
+    assert [result["imagination"]["rows_by_round"] for result in results] == expected
+    assert merges == [tuple(pair) for pairs in expected for pair in pairs]
+    assert [result["policy"]["version"] for result in results] == np.cumsum(rounds).tolist()
 
 
 def test_each_round_dreams_with_the_newest_policy_and_world_model(built, monkeypatch):
