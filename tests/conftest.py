@@ -138,3 +138,10 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """An object store in this process in place of Ray's; what is no reference is its own value."""
     monkeypatch.setattr("ray.put", Reference)
     monkeypatch.setattr("ray.get", _get)
+
+
+@pytest.fixture
+def processes_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test starts cannot import Ray, nor what of this package needs it: that takes seconds."""
+    folder = os.path.join(os.path.dirname(__file__), "without_ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, os.environ["PYTHONPATH"]]))

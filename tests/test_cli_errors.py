@@ -220,7 +220,7 @@ def test_unknown_filesystem_is_one_message(capsys):
     assert "nowhere://bucket/run cannot be used" in message
 
 
-def test_a_reader_that_has_gone_is_no_defect():
+def test_a_reader_that_has_gone_is_no_defect(processes_without_ray):
     """As in `... | head`."""
     command = [sys.executable, "-m", "wm_rllib", "benchmark", "list"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

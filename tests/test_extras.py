@@ -143,7 +143,7 @@ def test_the_engine_plays_the_same_as_without_us(tmp_path, monkeypatch):
 
 
 @NEEDS_DOOM
-def test_the_engine_s_folder_goes_with_the_process(tmp_path):
+def test_the_engine_s_folder_goes_with_the_process(tmp_path, processes_without_ray):
     program = (
         "from wm_rllib.vizdoom_engine import engine_settings\n"
         "settings = engine_settings({'doom_scenario_path': 'my.wad', 'frame_skip': 4, 'doom_map': 'map01'})\n"

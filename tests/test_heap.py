@@ -22,7 +22,7 @@ print((before - psutil.Process().memory_info().rss) / 1e6)
 
 
 @pytest.mark.skipif(Heap()._trim is None, reason="a C library without malloc_trim")
-def test_a_fragmented_heap_shrinks():
+def test_a_fragmented_heap_shrinks(processes_without_ray):
     run = subprocess.run([sys.executable, "-c", FRAGMENTED], capture_output=True, text=True, check=True)
     assert float(run.stdout) > 100
 

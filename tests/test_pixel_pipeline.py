@@ -46,7 +46,7 @@ def test_a_task_is_run_resumed_and_evaluated(tmp_path: Path, monkeypatch: pytest
     assert describe({"dot": found}).count("|") == 3 * 10
 
 
-def test_a_command_that_fails_says_why(tmp_path: Path):
+def test_a_command_that_fails_says_why(tmp_path: Path, processes_without_ray: None):
     with pytest.raises(RuntimeError, match=r"exited with 2:(.|\n)*no-such\.yaml"):
         run_task(Task(tmp_path / "no-such.yaml", {}, "stop.iterations", (1, 2)), tmp_path / "run")
 

@@ -131,7 +131,7 @@ def test_used_folder_is_refused_and_an_empty_one_is_not(folder):
         folder.refuse_if_used()
 
 
-def test_second_process_is_refused_until_the_first_has_ended(folder):
+def test_second_process_is_refused_until_the_first_has_ended(folder, processes_without_ray):
     code = (
         "import sys; from wm_rllib.cli.run_folder import RunFolder\n"
         "from wm_rllib.cli.errors import CommandError\n"
