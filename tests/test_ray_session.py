@@ -45,6 +45,18 @@ def test_anything_else_is_not(monkeypatch: pytest.MonkeyPatch, outcomes: tuple[E
     assert len(calls) == len(outcomes)
 
 
+def test_ray_ends_with_the_session_whatever_happens_in_it(monkeypatch: pytest.MonkeyPatch):
+    attempts(monkeypatch, None)
+    ends: list[bool] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: ends.append(True))
+    with (
+        pytest.raises(CommandError, match="too large"),
+        ray_session("local", verbose=False, show_actor_logs=False),
+    ):
+        raise CommandError("too large")
+    assert ends == [True]
+
+
 def test_no_cluster_is_one_message(monkeypatch: pytest.MonkeyPatch):
     attempts(monkeypatch, ConnectionError("nobody there\nmore"))
     with (

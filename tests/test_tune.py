@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import pytest
 from ray import tune
@@ -12,6 +13,7 @@ from tiny import tiny_config
 
 import wm_rllib
 from wm_rllib import WorldModelPPO, placement
+from wm_rllib.cli.main import main
 from wm_rllib.metrics import progress_row
 from wm_rllib.placement import ClusterTooSmallError, check_cluster
 
@@ -150,6 +152,15 @@ def test_impossible_requests_name_what_is_missing(monkeypatch):
         check_cluster(WorldModelPPO.default_resource_request(exact), exact, patience_s=0.0)
     fitting = tiny_config(num_dreamers=2, num_cpus_per_dreamer=0.5)
     check_cluster(WorldModelPPO.default_resource_request(fitting), fitting, patience_s=0.0)
+
+
+def test_a_request_too_large_is_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wm_rllib.cli.train.ray_session", lambda *_, **__: nullcontext(True))
+    settings = ("dreamers.num_dreamers=1", "dreamers.num_cpus_per_dreamer=400", "stop.total_timesteps=100")
+    argv = ["train", "--env", "CartPole-v1", "--run-dir", str(tmp_path / "run")]
+    assert main([*argv, *(word for setting in settings for word in ("--set", setting))]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("wm_rllib: error: ") and "400" in line and "CPU" in line
 
 
 def test_an_autoscaler_is_asked_for_what_is_missing_and_not_held_to_it(monkeypatch):
