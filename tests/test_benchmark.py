@@ -370,22 +370,25 @@ class TestSuite:
 class TestProcesses:
     """Real worker processes of scripted contenders."""
 
-    def test_run_and_resume(self, tmp_path, capsys):
-        argv = ["benchmark", "run", "--env", "fake_contenders:Say", "--contender", "fake_contenders:LEARNER"]
-        argv += ["--seeds", "0,1", "--interval", "100", "--threshold", "25", "--jobs", "2"]
-        argv += ["--episodes", "3", "--results", str(tmp_path)]
-        assert main(argv) == 0
+    def test_run_and_resume(self, tmp_path, capsys, processes_without_ray):
+        """One that succeeds and is not run again, and one that fails, with its reason."""
+        names = [f"fake_contenders:{name}" for name in ("LEARNER", "BROKEN")]
+        argv = ["benchmark", "run", "--env", "fake_contenders:Say", "--seeds", "3", "--interval", "100"]
+        argv += ["--threshold", "25", "--jobs", "2", "--episodes", "3", "--results", str(tmp_path)]
+        assert main([*argv, *(word for name in names for word in ("--contender", name))]) == 1
         assert "solved at 310 steps" in capsys.readouterr().out
-        results = Store(tmp_path).read_suite("adhoc")
-        assert [(result.job.seed, result.status) for result in results] == [(0, SOLVED), (1, SOLVED)]
-        assert [point.steps for point in results[0].curve] == [110, 230, 310]
-        assert results[0].settings == {"stride": 40, "clip": "inf"}
-        assert results[0].provenance["command"].startswith("python -m wm_rllib benchmark run --env")
-        assert results[0].provenance["versions"]["torch"] and results[0].provenance["hardware"]["cpu"]
+        found = {result.job.contender: result for result in Store(tmp_path).read_suite("adhoc")}
+        learner, broken = (found[name] for name in names)
+        assert (learner.job.seed, learner.status) == (3, SOLVED)
+        assert [point.steps for point in learner.curve] == [110, 230, 310]
+        assert learner.settings == {"stride": 40, "clip": "inf"}
+        assert learner.provenance["command"].startswith("python -m wm_rllib benchmark run --env")
+        assert learner.provenance["versions"]["torch"] and learner.provenance["hardware"]["cpu"]
+        assert broken.status == FAILED and "ValueError: the dog ate the weights" in broken.error
         before = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.json"))]
-        assert main(argv) == 0
+        assert main([*argv, "--contender", names[0]]) == 0
         out = capsys.readouterr().out
-        assert out.count("skipped") == 2 and "0 of 2 runs to do" in out
+        assert out.count("skipped") == 1 and "0 of 1 runs to do" in out
         assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.json"))] == before
 
     def test_time_limit_ends_the_process_and_all_of_its_children(self, tmp_path, monkeypatch):
@@ -408,11 +411,6 @@ class TestProcesses:
             while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-
-    def test_a_failure_is_kept_with_its_reason(self, tmp_path):
-        (result,) = run_jobs([a_job("fake_contenders:BROKEN")], Store(tmp_path), command="c", num_parallel=1, say=print)
-        assert result.status == FAILED
-        assert "ValueError: the dog ate the weights" in result.error
 
 
 BEGIN, END = "<!-- benchmark:tables:begin -->", "<!-- benchmark:tables:end -->"
