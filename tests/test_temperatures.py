@@ -221,12 +221,17 @@ def test_the_command(capsys, monkeypatch):
     assert not Path("temps/temperatures.md").exists()
     first = json.loads(Path("temps/t-0.5/score.json").read_text())
     before = rows_of("temps/t-1.15")
+    # It goes on with that one, and another temperature joins them.
+    assert main(arguments("--episodes", str(EPISODES), "--no-tensorboard", temperatures=("1.15", "2.0"))) == 0
+    assert measured == [0.5, 1.15, 1.15, 2.0]
+    assert rows_of("temps/t-1.15") == before  # it had been trained, and only the scores were missing
+    # Nothing is missing any more: no Ray is started.
+    monkeypatch.setattr(command, "ray_session", lambda *_, **__: 1 / 0)
     capsys.readouterr()
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert measured == [0.5, 1.15, 1.15]
-    assert "skipped, it is done: temperature 0.5" in out and "collecting" not in out
-    assert rows_of("temps/t-1.15") == before  # it had been trained, and only the scores were missing
+    assert out.count("skipped, it is done: temperature ") == 2 and "collecting" not in out
+    assert len(measured) == 4
 
     for name in ("pretrained", "t-0.5", "t-1.15"):
         assert {row["num_env_steps_sampled_lifetime"] for row in rows_of(f"temps/{name}")} == {
@@ -239,7 +244,7 @@ def test_the_command(capsys, monkeypatch):
     ] * 2 * ITERATIONS
 
     content = json.loads(Path("temps/temperatures.json").read_text())
-    assert [score["temperature"] for score in content["temperatures"]] == [0.5, 1.15]
+    assert [score["temperature"] for score in content["temperatures"]] == [0.5, 1.15, 2.0]
     assert content["temperatures"][0] == first and first["iterations"] == ITERATIONS
     for score in content["temperatures"]:
         assert len(score["real"]["returns"]) == len(score["dream"]["returns"]) == EPISODES
@@ -259,12 +264,6 @@ def test_the_command(capsys, monkeypatch):
         assert load_policy(f"{folder}/checkpoints/last").world_model.config.mdn_rnn.temperature == temperature
         assert main(["evaluate", folder, "--episodes", "2", "--json"]) == 0
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"] == 2
-
-    # Another temperature joins them.
-    assert main(arguments("--episodes", str(EPISODES), "--no-tensorboard", temperatures=("2.0",))) == 0
-    content = json.loads(Path("temps/temperatures.json").read_text())
-    assert [score["temperature"] for score in content["temperatures"]] == [0.5, 1.15, 2.0]
-    assert content["temperatures"][0] == first
 
 
 @pytest.mark.slow
