@@ -41,7 +41,7 @@ class Session:
     """An env runner on scripted environments, and what it has collected: (raw, features) chunks in order."""
 
     def __init__(self, action_space: gym.Space[Any] | None = None, num_envs: int = 1):
-        ScriptedEnv.records.clear()
+        self.records = ScriptedEnv.records = {}
         config = tiny_config(ScriptedEnv).environment(env_config={"action_space": action_space})
         config.env_runners(num_envs_per_env_runner=num_envs)
         self.runner = WorldModelEnvRunner(config=config)
@@ -126,11 +126,29 @@ def play(request: pytest.FixtureRequest) -> Play:
     return request.param
 
 
+Played = Callable[[gym.Space[Any], int, Play], tuple[Session, WorldModel]]
+
+
+@pytest.fixture(scope="module")
+def played() -> Played:
+    """Sessions that tests only read, each made once, and the V and M that they were played with."""
+    made: dict[tuple[str, int, Play], tuple[Session, WorldModel]] = {}
+
+    def played(space: gym.Space[Any], num_envs: int, play: Play) -> tuple[Session, WorldModel]:
+        key = str(space), num_envs, play
+        if key not in made:
+            session = Session(space, num_envs)
+            made[key] = session, session.publish(seed=1)
+            play(session)
+        return made[key]
+
+    return played
+
+
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("space", SPACES, ids=str)
-def test_raw_experience_is_what_happened(space: gym.Space[Any], num_envs: int, play: Play):
-    session = Session(space, num_envs)
-    play(session)
+def test_raw_experience_is_what_happened(space: gym.Space[Any], num_envs: int, play: Play, played: Played):
+    session, _ = played(space, num_envs, play)
     episodes = session.by_episode()
     assert {number for number, _ in episodes} == set(range(num_envs))
     finished = 0
@@ -150,12 +168,11 @@ def test_raw_experience_is_what_happened(space: gym.Space[Any], num_envs: int, p
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("space", [*SPACES, HALF_BOUNDED], ids=str)
-def test_actions_are_those_the_environment_received(space: gym.Space[Any], num_envs: int, play: Play):
-    session = Session(space, num_envs)
-    play(session)
+def test_actions_are_those_the_environment_received(space: gym.Space[Any], num_envs: int, play: Play, played: Played):
+    session, _ = played(space, num_envs, play)
     for (number, episode), chunks in session.by_episode().items():
         actions = joined([raw for raw, _ in chunks], "actions")
-        received = np.array(ScriptedEnv.records[number].actions[episode][: len(actions)])
+        received = np.array(session.records[number].actions[episode][: len(actions)])
         if isinstance(space, gym.spaces.Box):
             actions = unsquash_action(actions, get_base_struct_from_space(space))
         np.testing.assert_allclose(actions, received, rtol=1e-5, atol=1e-5)
@@ -168,7 +185,7 @@ def test_nothing_is_lost_or_counted_twice(num_envs: int, play: Play):
     session.collect(1)
     for (number, episode), chunks in session.by_episode().items():
         collected = sum(len(raw) for raw, _ in chunks)
-        assert collected == len(ScriptedEnv.records[number].actions[episode])
+        assert collected == len(session.records[number].actions[episode])
         # Every episode but an environment's last is whole.
         if (number, episode + 1) in session.by_episode():
             assert collected == script_of(episode)[0]
@@ -176,10 +193,8 @@ def test_nothing_is_lost_or_counted_twice(num_envs: int, play: Play):
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("space", SPACES, ids=str)
-def test_features_are_z_and_h_of_the_raw_history(space: gym.Space[Any], num_envs: int, play: Play):
-    session = Session(space, num_envs)
-    world_model = session.publish(seed=1)
-    play(session)
+def test_features_are_z_and_h_of_the_raw_history(space: gym.Space[Any], num_envs: int, play: Play, played: Played):
+    session, world_model = played(space, num_envs, play)
     for chunks in session.by_episode().values():
         raw, features = [one for one, _ in chunks], [other for _, other in chunks]
         expected = unrolled(world_model, joined(raw, "observations"), joined(raw, "actions"))
@@ -187,9 +202,8 @@ def test_features_are_z_and_h_of_the_raw_history(space: gym.Space[Any], num_envs
         np.testing.assert_allclose(joined(features, "observations"), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_hidden_state_starts_at_zero_in_every_episode():
-    session = Session(num_envs=3)
-    in_one_go(session)
+def test_hidden_state_starts_at_zero_in_every_episode(played: Played):
+    session, _ = played(SPACES[0], 3, in_one_go)
     starts = [chunks[0][1].get_observations(0) for chunks in session.by_episode().values()]
     latent_dim = session.runner.world_model.config.vae.latent_dim
     assert len(starts) > 10
@@ -198,9 +212,8 @@ def test_hidden_state_starts_at_zero_in_every_episode():
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_feature_episodes_carry_the_same_actions_rewards_and_ends(num_envs: int, play: Play):
-    session = Session(num_envs=num_envs)
-    play(session)
+def test_feature_episodes_carry_the_same_actions_rewards_and_ends(num_envs: int, play: Play, played: Played):
+    session, _ = played(SPACES[0], num_envs, play)
     for raw, features in session.chunks:
         assert raw.id_ == features.id_
         assert len(raw) == len(features) == len(features.get_observations()) - 1
@@ -210,9 +223,8 @@ def test_feature_episodes_carry_the_same_actions_rewards_and_ends(num_envs: int,
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_a_cut_episode_goes_on_from_the_features_it_was_cut_at(num_envs: int):
-    session = Session(num_envs=num_envs)
-    in_small_pieces(session)
+def test_a_cut_episode_goes_on_from_the_features_it_was_cut_at(num_envs: int, played: Played):
+    session, _ = played(SPACES[0], num_envs, in_small_pieces)
     seams = 0
     for chunks in session.by_episode().values():
         for (_, before), (_, after) in itertools.pairwise(chunks):
@@ -278,7 +290,7 @@ def test_random_actions_are_stored_in_policy_space(space: gym.Space[Any], num_en
         assert collected.shard_refs == []
     for (number, episode), chunks in session.by_episode().items():
         actions = joined([raw for raw, _ in chunks], "actions")
-        received = np.array(ScriptedEnv.records[number].actions[episode][: len(actions)])
+        received = np.array(session.records[number].actions[episode][: len(actions)])
         if space is BOX:  # RLlib leaves a Box that is not bounded in every dimension in env space
             received = 2.0 * (received - space.low) / (space.high - space.low) - 1.0
         np.testing.assert_allclose(actions, received, rtol=1e-5, atol=1e-5)
@@ -333,5 +345,5 @@ def test_replay_holds_the_scripted_transitions(num_envs: int):
             length, end = script_of(episode)
             assert arrays[Columns.OBS][row, t + 1, :3].tolist() == [number, episode, time + 1]
             assert arrays[Columns.REWARDS][row, t] == reward_of(episode, time)
-            assert arrays[Columns.ACTIONS][row, t] == ScriptedEnv.records[number].actions[episode][time]
+            assert arrays[Columns.ACTIONS][row, t] == session.records[number].actions[episode][time]
             assert arrays[Columns.TERMINATEDS][row, t] == (end == "terminated" and time == length - 1)
