@@ -16,16 +16,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import ray
 import yaml
 from tensorboardX.proto.event_pb2 import Event
 
 from wm_rllib import load_policy
+from wm_rllib.cli.main import main
 from wm_rllib.evaluation import evaluate_policy
 from wm_rllib.metrics import is_documented
 
 pytestmark = pytest.mark.integration
 
-STEPS = 700
+STEPS = 400
 FREQUENCY = 3
 SETTINGS = {
     "env": {"id": "CartPole-v1"},
@@ -88,6 +90,7 @@ class Run:
             start_new_session=True,  # a group of its own, as a shell gives it
         )
         self._started: dict[int, psutil.Process] = {}
+        self._noted_at = 0.0
 
     @classmethod
     def train(cls, folder: Path, *argv: str) -> Run:
@@ -107,10 +110,12 @@ class Run:
         deadline = time.monotonic() + timeout_s
         progress = self.folder / "progress.jsonl"
         while not progress.exists() or progress.read_text().count("\n") < iteration:
-            self._note_processes()
+            if time.monotonic() > self._noted_at + 1.0:
+                self._note_processes()
             assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.output}"
             assert time.monotonic() < deadline, self.output
             time.sleep(0.02)
+        self._note_processes()
 
     def wait(self, timeout_s: float = 120.0, may_stay: tuple[str, ...] = ()) -> int:
         """Waits for the end, and for the end of everything that it started but for what `may_stay`, by name."""
@@ -118,7 +123,7 @@ class Run:
         while self.process.poll() is None:
             self._note_processes()
             assert time.monotonic() < deadline, self.output
-            time.sleep(0.05)
+            time.sleep(0.2)
         awaited = [process for process in self._started.values() if _name(process) not in may_stay]
         _, alive = psutil.wait_procs(awaited, timeout=90)
         left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
@@ -127,6 +132,8 @@ class Run:
         return self.process.returncode
 
     def _note_processes(self) -> None:
+        """Reads all of /proc, which takes as long as other things that wait for a processor."""
+        self._noted_at = time.monotonic()
         try:
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 self._started.setdefault(child.pid, child)
@@ -293,27 +300,11 @@ def test_tensorboard_has_the_same_names_and_values(finished):
         np.testing.assert_allclose([v for _, v in points], [v for _, v in expected[name]], rtol=1e-6)
 
 
-def test_evaluate_in_a_new_process(finished, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "wm_rllib",
-            "evaluate",
-            str(finished.folder),
-            "--episodes",
-            "25",
-            "--seed",
-            "7",
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        check=True,
-    )
-    [line] = done.stdout.splitlines()
+def test_evaluate(finished, tmp_path, monkeypatch, capfd):
+    """One line on standard output, whatever libraries print, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(finished.folder), "--episodes", "25", "--seed", "7", "--json"]) == 0
+    [line] = capfd.readouterr().out.splitlines()
     figures = json.loads(line)
     assert figures.keys() == {"episode_return_mean", "episode_return_std", "episodes"}
     best = load_policy(finished.folder / "checkpoints" / "best")
@@ -322,19 +313,16 @@ def test_evaluate_in_a_new_process(finished, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_run_in_the_folder_is_refused(finished):
+def test_a_second_run_in_the_folder_is_refused(finished, monkeypatch, capsys):
     def contents():
         return {path: path.read_bytes() for path in finished.folder.rglob("*") if path.is_file()}
 
     before = contents()
-    second = Run.train(finished.folder.parent)
-    try:
-        assert second.process.wait(60) == 2
-        [line] = second.output.splitlines()
-        assert line.startswith("wm_rllib: error: run folder run is in use") and "--resume auto" in line
-        assert contents() == before
-    finally:
-        second.end()
+    monkeypatch.chdir(finished.folder.parent)
+    assert main(["train", "--config", "tiny.yaml", "--run-dir", "run"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("wm_rllib: error: run folder run is in use") and "--resume auto" in line
+    assert contents() == before
 
 
 # --- runs that are ended ---------------------------------------------------------------------------------------------
@@ -362,22 +350,21 @@ def test_killed_and_resumed_is_the_run_that_was_not(train, finished):
     assert seconds == sorted(seconds)
 
 
-def test_changes_on_resume_are_said_and_hold(finished, tmp_path):
-    """More steps for a run that had ended, and another learning rate."""
+def test_changes_on_resume_are_said_and_hold(finished, tmp_path, monkeypatch, capsys):
+    """More steps for a run that had ended, and another discount."""
     shutil.copytree(finished.folder, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
     # Not the file again: it would ask for the steps that are done.
-    again = Run(tmp_path, "train", "--resume", "run", "--total-timesteps", str(STEPS + 60), "--set", "ppo.gamma=0.9")
-    try:
-        assert again.wait() == 0, again.output
-        assert f"changed on resume: stop.total_timesteps: {STEPS} -> {STEPS + 60}" in again.output
-        assert "changed on resume: ppo.gamma: 0.99 -> 0.9" in again.output
-        rows = again.rows
-        assert rows[: len(finished.rows)] == finished.rows
-        assert [row["training_iteration"] for row in rows] == list(range(1, len(rows) + 1))
-        assert rows[-1]["num_env_steps_sampled_lifetime"] >= STEPS + 60
-        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["ppo"]["gamma"] == 0.9
-    finally:
-        again.end()
+    assert main(["train", "--resume", "run", "--total-timesteps", str(STEPS + 60), "--set", "ppo.gamma=0.9"]) == 0
+    output = capsys.readouterr().out
+    assert f"changed on resume: stop.total_timesteps: {STEPS} -> {STEPS + 60}" in output
+    assert "changed on resume: ppo.gamma: 0.99 -> 0.9" in output
+    rows = read_rows(tmp_path / "run")
+    assert rows[: len(finished.rows)] == finished.rows
+    assert [row["training_iteration"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[-1]["num_env_steps_sampled_lifetime"] >= STEPS + 60
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["ppo"]["gamma"] == 0.9
+    assert not ray.is_initialized()
 
 
 def test_ctrl_c_writes_a_checkpoint(train):
@@ -435,10 +422,3 @@ def test_sigterm_with_actors_and_their_debug_lines(train):
     assert meta["training_iteration"] == rows[-1]["training_iteration"] == len(rows)
     assert all(row["rows/imagined"] == 4 * row["rows/real"] > 0 for row in rows[2:-1])
     assert rows[-1]["rows/imagined"] == 4 * rows[-1]["rows/real"]  # the signal may have cut it short before any update
-
-
-def test_a_request_too_large_is_one_message(train):
-    run = train(*REMOTE, "--set", "dreamers.num_cpus_per_dreamer=400")
-    assert run.wait() == 2
-    assert "400" in run.output and "CPU" in run.output
-    assert "Traceback" not in run.output
