@@ -7,6 +7,8 @@ os.environ.setdefault("RAY_DISABLE_USAGE_STATS", "1")
 os.environ.pop("RAY_ADDRESS", None)  # nor a cluster that somebody works on
 # Ray's processes would run at niceness 15, and wait for the other half of the tests on a machine with two cores.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray would start two workers ahead, which a command that trains in its own process never uses.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 # Actors and other processes find the helpers in this folder.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
