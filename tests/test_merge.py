@@ -546,6 +546,15 @@ def test_learning_rates_of_the_config_win_over_a_restored_state():
     } == pytest.approx({"vae": 5e-5, "mdn_rnn": 6e-5})
 
 
+def test_a_state_from_before_the_first_update_takes_the_kl_coefficient_back():
+    """RLlib makes coefficients when they are first read, so that such a state has none."""
+    learner = make_learner(config_of(kl_coeff=0.3, use_kl_loss=True))
+    state = copy.deepcopy(learner.get_state())
+    learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID].data.fill_(5.0)
+    learner.set_state(state)
+    assert float(learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID]) == pytest.approx(0.3)
+
+
 def test_lost_real_rows_take_their_dreams_with_them(monkeypatch: pytest.MonkeyPatch):
     """An env runner that died takes episodes along; the update goes on at the same ratio, on fewer rows."""
     rows = merged_batch(

@@ -407,6 +407,7 @@ class WorldModelPPOLearner(MergingLearner):
         """
         super().set_state(state)
         kept = state.get(CONFIGURED_KL_COEFF, self.config.kl_coeff) == self.config.kl_coeff
+        self.curr_kl_coeffs_per_module.clear()  # made anew when read; a state from before the first update has none
         for module_id, value in state.get(KL_COEFFS, {}).items() if kept else ():
             self.curr_kl_coeffs_per_module[module_id].data.fill_(value)
         # RLlib's schedulers keep no state: they have to be told how far the run has come.
