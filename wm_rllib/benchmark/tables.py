@@ -11,12 +11,12 @@ from wm_rllib.benchmark.store import Result
 
 
 def summary_table(environments: Mapping[str, Sequence[Group]]) -> str:
-    """Return one table of the steps to the threshold: a contender a row, those of most environments first."""
+    """Return one table of the steps to the threshold: a contender a row, those that solve theirs first, first."""
     ranks: dict[str, list[int]] = {}
     for groups in environments.values():
         for rank, group in enumerate(groups):
             ranks.setdefault(group.contender, []).append(rank)
-    contenders = sorted(ranks, key=lambda name: (-len(ranks[name]), sum(ranks[name]) / len(ranks[name]), name))
+    contenders = sorted(ranks, key=lambda name: (sum(ranks[name]) / len(ranks[name]), -len(ranks[name]), name))
     cells = {(group.env_id, group.contender): _steps(group) for groups in environments.values() for group in groups}
     rows = [[f"`{name}`", *(cells.get((env_id, name), "-") for env_id in environments)] for name in contenders]
     return "\n".join(_table(["contender", *map(_goal, environments.values())], rows)) + "\n"
