@@ -555,45 +555,29 @@ def test_a_state_from_before_the_first_update_takes_the_kl_coefficient_back():
     assert float(learner.curr_kl_coeffs_per_module[DEFAULT_MODULE_ID]) == pytest.approx(0.3)
 
 
-def test_lost_real_rows_take_their_dreams_with_them(monkeypatch: pytest.MonkeyPatch):
-    """An env runner that died takes episodes along; the update goes on at the same ratio, on fewer rows."""
+@pytest.mark.parametrize(
+    ("lanes", "expected_rows", "left"),
+    [
+        (8, (2 * NUM_REAL, 40), NUM_REAL),
+        (1, (NUM_REAL, NUM_REAL), 5),
+        (1, (2 * NUM_REAL, 2 * NUM_REAL), 5),
+    ],
+    ids=["real rows lost", "dreams lost", "both lost"],
+)
+def test_what_is_left_of_lost_rows_keeps_the_ratio(
+    monkeypatch: pytest.MonkeyPatch, lanes: int, expected_rows: tuple[int, int], left: int
+):
+    """An env runner or dreamer that died takes rows along; the update goes on with fewer of both sources."""
     rows = merged_batch(
         make_learner(config_of()),
         monkeypatch,
         episodes=real_episodes(SPACES["discrete"]),
-        imagined=[[[imagined_block(SPACES["discrete"], 8, 5)]]],
+        imagined=[[[imagined_block(SPACES["discrete"], lanes, 5)]]],
         ratio=0.5,
-        expected_rows=[(2 * NUM_REAL, 40)],
+        expected_rows=[expected_rows],
     )
-    assert len(of_source(rows, REAL)[Columns.OBS]) == NUM_REAL
-    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == NUM_REAL
-
-
-def test_lost_dreams_take_real_rows_with_them(monkeypatch: pytest.MonkeyPatch):
-    rows = merged_batch(
-        make_learner(config_of()),
-        monkeypatch,
-        episodes=real_episodes(SPACES["discrete"]),
-        imagined=[[[imagined_block(SPACES["discrete"], 1, 5)]]],
-        ratio=0.5,
-        expected_rows=[(NUM_REAL, NUM_REAL)],
-    )
-    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == 5
-    assert len(of_source(rows, REAL)[Columns.OBS]) == 5
-
-
-def test_rows_of_both_lost(monkeypatch: pytest.MonkeyPatch):
-    """The ratio is that of what is left, whichever source lost more."""
-    rows = merged_batch(
-        make_learner(config_of()),
-        monkeypatch,
-        episodes=real_episodes(SPACES["discrete"]),
-        imagined=[[[imagined_block(SPACES["discrete"], 1, 5)]]],
-        ratio=0.5,
-        expected_rows=[(2 * NUM_REAL, 2 * NUM_REAL)],
-    )
-    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == 5
-    assert len(of_source(rows, REAL)[Columns.OBS]) == 5
+    assert len(of_source(rows, REAL)[Columns.OBS]) == left
+    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == left
 
 
 def test_schedules_go_on_where_they_were():

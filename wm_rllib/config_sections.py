@@ -77,6 +77,7 @@ class WorldModelSections:
         self.exploration_bonus: float | Schedule = [[0, 0.1], [2000, 0.1], [8000, 0.0]]
         self.optimism: float | Schedule = [[0, 1.0], [2000, 1.0], [8000, 0.0]]
         self.temperature = 1.0
+        # At first C has everything to learn; later on so many rounds would have it follow M's errors.
         self.num_dream_rounds: int | Schedule = [[0, 18], [500, 18], [1500, 6]]
         self.dream_batch_size = 12_800
         self.burn_in = 15
