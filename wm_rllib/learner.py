@@ -18,21 +18,18 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
-from wm_rllib.agreement import leave_group, moments, spread_over_learners, sum_over_learners
-from wm_rllib.dreamed_rows import RowColumns
-from wm_rllib.fit_losses import FitLosses
+from wm_rllib.agreement import leave_group
+from wm_rllib.fitting_learner import FittingLearner
 from wm_rllib.gate import Judgement
 from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
 from wm_rllib.heap import Heap
 from wm_rllib.judge import judge_world_model
-from wm_rllib.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER, log_learning_rate
+from wm_rllib.learning_rates import log_learning_rate
 from wm_rllib.logs import set_log_level
-from wm_rllib.merging_learner import MergingLearner, NothingToLearnError
-from wm_rllib.mixing import may_dream
+from wm_rllib.merging_learner import NothingToLearnError
 from wm_rllib.models.conv_vae import is_image
-from wm_rllib.models.world_model import WorldModel, latent_changes
 from wm_rllib.precision import Precision
-from wm_rllib.replay import LATENTS, MASK, WORLD_MODEL_MODULE_ID
+from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
 from wm_rllib.transfer import MDN_RNN, VAE
 
@@ -45,23 +42,18 @@ TIMESTEP = "timestep"
 ENCODED_AT_ONCE = 512
 """Frames in a forward pass of V."""
 
-MEASURED_SEQUENCES = 1024
-"""Of a fit, that M's units of change are measured on."""
 
-
-class WorldModelPPOLearner(MergingLearner):
+class WorldModelPPOLearner(FittingLearner):
     """RLlib's PPO learner that merges in dreams, and fits the world-model module when given its batches."""
 
     def build(self) -> None:
         """Builds RLlib's learner."""
         set_log_level(self.config.wm_log_level)
-        self._fit_losses = FitLosses()
         self._fitting = False
         self._own_loop = False
-        self._num_steps = 1
         self._steps_done = 0
         self._timestep = 0
-        self._vae_lr_scale = self._policy_lr_scale = 1.0
+        self._policy_lr_scale = 1.0
         self._heap = Heap()
         super().build()
         self._precision = Precision(self.config.precision, self._device, pays=False)
@@ -159,29 +151,6 @@ class WorldModelPPOLearner(MergingLearner):
         self._num_steps = len(minibatches)
         return minibatches
 
-    def _fit_columns(self, training_data: TrainingData) -> tuple[str, RowColumns]:
-        """The stacked sequences of a fit, one row each."""
-        batch = super()._make_batch_if_necessary(training_data).policy_batches[WORLD_MODEL_MODULE_ID]
-        fits_m = MASK in batch  # single frames are for V alone
-        if fits_m and not (MDN_RNN in self.config.frozen_parts and self.world_model.mdn_rnn.has_change_scale):
-            self._measure_change({name: batch[name][:MEASURED_SEQUENCES] for name in batch})
-        if fits_m and MDN_RNN not in self.config.frozen_parts:
-            self._measure_last_rewards(batch[Columns.REWARDS][batch[MASK] & batch[Columns.TERMINATEDS]])
-        return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
-
-    def _measure_change(self, columns: dict[str, Tensor]) -> None:
-        """M's units of one step's change, the same ones for all learners, before a fit's first gradient."""
-        if LATENTS in columns:
-            changes = latent_changes(columns[LATENTS], columns[MASK])
-        else:
-            changes = self.world_model.changes(columns[Columns.OBS], columns[MASK])
-        self.world_model.mdn_rnn.grow_change_scale(spread_over_learners(changes))
-
-    def _measure_last_rewards(self, rewards: Tensor) -> None:
-        """The same of M's unit of rewards that end an episode, which may have been fixed before one was seen."""
-        count, _, squares = sum_over_learners(moments(rewards))
-        self.world_model.mdn_rnn.grow_last_reward_scale((squares / count).sqrt().float())
-
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
         batch = super()._make_batch_if_necessary(training_data)
         if not self._own_loop:
@@ -217,7 +186,7 @@ class WorldModelPPOLearner(MergingLearner):
         for name, optimizer in optimizers:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             if self._fitting:
-                self._anneal(name, optimizer)
+                self._anneal(name, optimizer, self._steps_done)
                 max_norm = self.config.world_model_grad_clip
             else:
                 base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
@@ -262,39 +231,6 @@ class WorldModelPPOLearner(MergingLearner):
             self.module.add_module(WORLD_MODEL_MODULE_ID, wrapped, override=True)
         super()._make_modules_ddp_if_necessary()
 
-    def _share_buffers(self) -> None:
-        """Gives all learners rank 0's record of what disagreement is usual, which each kept of its own batches."""
-        if torch.distributed.is_initialized():
-            for buffer in self.world_model.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-    def record_fit_losses(self, losses: dict[str, Tensor]) -> None:
-        """Keeps one gradient step's scalar losses; their means over the fit become its metrics."""
-        self._fit_losses.add(losses)
-
-    # --- optimisers --------------------------------------------------------------------------------------------------
-
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """One Adam for C (RLlib's), one each for V and M, with learning rates of their own."""
-        if module_id != WORLD_MODEL_MODULE_ID:
-            super().configure_optimizers_for_module(module_id, config)
-            if may_dream(self.config.imagination_ratio):
-                for _, optimizer in self.get_optimizers_for_module(module_id):
-                    optimizer.param_groups[0].update(fused=True, foreach=None)
-            return
-        for name, network, lr in (
-            (VAE_OPTIMIZER, self.world_model.vae, config.vae_lr),
-            (MDN_RNN_OPTIMIZER, self.world_model.mdn_rnn, config.mdn_lr),
-        ):
-            params = list(network.parameters())
-            self.register_optimizer(
-                module_id=module_id,
-                optimizer_name=name,
-                optimizer=torch.optim.Adam(params, fused=True),
-                params=params,
-                lr_or_lr_schedule=lr,
-            )
-
     def _clip_policy_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """RLlib's clipping of C's gradients, where it is configured."""
         if self.config.grad_clip is None:
@@ -308,31 +244,7 @@ class WorldModelPPOLearner(MergingLearner):
         for pid, grad in clipped.items():
             params[pid].grad = grad
 
-    def _anneal(self, name: str, optimizer: torch.optim.Optimizer) -> None:
-        """Sets a fit's learning rate, which falls linearly to a fraction of itself on the fit's way.
-
-        Adam's noise at a constant rate moves V's latents by about as much as M's finest sigma: M chases them, and
-        dreams get blurred. Annealed, each published world model is a settled one.
-        """
-        before, steps = self._fit_progress or (0, self._num_steps)
-        done = (before + self._steps_done - 1) / max(1, steps - 1)
-        scale = 1.0 - (1.0 - self.config.fit_final_lr_fraction) * done
-        base = float(self._optimizer_lr_schedules[optimizer].get_current_value())
-        self._set_optimizer_lr(optimizer, lr=base * self._own_lr_scale(name) * scale)
-
-    def _own_lr_scale(self, optimizer_name: str) -> float:
-        """Factor of V's or M's learning rate in a fit; 0 keeps Adam from changing a single bit."""
-        is_m = optimizer_name.endswith(MDN_RNN_OPTIMIZER)
-        if (MDN_RNN if is_m else VAE) in self.config.frozen_parts:
-            return 0.0
-        return 1.0 if is_m else self._vae_lr_scale
-
     # --- what the algorithm asks of learners --------------------------------------------------------------------------
-
-    @property
-    def world_model(self) -> WorldModel:
-        """The networks of the world-model module."""
-        return self.module[WORLD_MODEL_MODULE_ID].unwrapped().world_model
 
     def set_normalisation(self, stats: dict[str, np.ndarray]) -> None:
         """Fixes the units of observations and rewards, once, after the random phase.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from wm_rllib.atomic_files import write_atomically
 from wm_rllib.settings import SettingError
 
 
@@ -72,6 +72,4 @@ def read_yaml(path: str | Path) -> Any:
 
 def write_yaml(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a tree to a YAML file, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(yaml.safe_dump(dict(tree), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, yaml.safe_dump(dict(tree), sort_keys=False))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wm_rllib.atomic_files import write_atomically
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.measuring import COMPLETE, RUNNING, Point
 from wm_rllib.cli.errors import CommandError
@@ -74,9 +74,7 @@ class Store:
         """Write a result, atomically."""
         path = self.path(result.job)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(to_json(result), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, to_json(result))
         return path
 
     def read_suite(self, suite: str) -> list[Result]:
@@ -155,4 +153,4 @@ def plain(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write a value of `plain` into a file, whose folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(plain(value), indent=1) + "\n")

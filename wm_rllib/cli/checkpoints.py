@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wm_rllib.atomic_files import write_atomically
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import fetch_checkpoint, is_uri
 from wm_rllib.settings import parse_tree
@@ -76,9 +77,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _write_meta(path: Path, meta: CheckpointMeta) -> None:
     content = {"format_version": FORMAT_VERSION, **asdict(meta)}
-    temporary = path / f".{META_FILE}.tmp"
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path / META_FILE)
+    write_atomically(path / META_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _places(folder: Path, name: str) -> tuple[Path, Path, Path]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wm_rllib.atomic_files import write_atomically
 from wm_rllib.cli.agents import Agent, flag_value, load_agent
 from wm_rllib.cli.checkpoints import find, read_meta
 from wm_rllib.cli.errors import CommandError
@@ -87,9 +87,7 @@ def _load(history: RunHistory) -> tuple[Agent, str]:
 
 
 def _write(output: Path, content: str) -> None:
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, output)
+        write_atomically(output, content)
     except OSError as error:
         raise CommandError(f"{output} cannot be written: {error.strerror}. Fix: another --output.") from None

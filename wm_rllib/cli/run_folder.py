@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from wm_rllib.atomic_files import write_atomically
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import is_uri
@@ -191,6 +192,4 @@ def _cut_lines(progress: Path, iteration: int) -> None:
         if not line.endswith("\n") or row["training_iteration"] > iteration:
             break
         kept.append(line)
-    temporary = progress.with_name(f".{progress.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, progress)
+    write_atomically(progress, "".join(kept))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wm_rllib.atomic_files import write_atomically
 from wm_rllib.baselines import STICKINESS, Baselines
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.dream_evaluation import DreamScore
@@ -162,6 +162,4 @@ def read_result(path: Path, read: Callable[[Any], Any]) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
