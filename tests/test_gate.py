@@ -77,6 +77,17 @@ def test_the_horizon_is_where_skill_falls(skill: tuple[float | None, ...], horiz
     assert gate_after(judged(*skill)).horizon(BOUNDS) == horizon
 
 
+def test_beyond_what_was_measured_skill_falls_on_as_it_fell():
+    far = dataclasses.replace(BOUNDS, max_horizon=50)
+    falling = [0.95 - 0.02 * step for step in range(16)]  # 0.3 would be met at step 32.5
+    assert gate_after(judged(*falling)).horizon(far) == 33
+    assert gate_after(judged(*falling, *[None] * 34)).horizon(far) == 33
+    assert gate_after(judged(*(0.95 - 0.002 * step for step in range(16)))).horizon(far) == 50
+    assert gate_after(judged(*(0.5 + 0.01 * step for step in range(16)))).horizon(far) == 50
+    # Only the farther half counts: M may lose most of its skill at once and keep the rest.
+    assert gate_after(judged(0.99, 0.8, 0.6, *[0.5] * 5)).horizon(far) == 50
+
+
 def test_skill_is_a_running_mean_of_what_was_measured():
     gate = gate_after(judged(0.5, None), judged(1.0, 0.4, 0.2), judged(None, 0.0))
     assert gate.skill[0] == pytest.approx(0.5 + EMA_RATE * 0.5)

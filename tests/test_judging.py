@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from test_dreaming import clockwork_dream
 from tiny_models import HIDDEN_DIM, LATENT_DIM, OBSERVATION_DIM, vae_config, world_model
 from torch import Tensor, nn
@@ -21,7 +26,7 @@ from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.outcome import Outcome
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay import MASK
+from wm_rllib.replay import GREEDY, MASK, REACH
 
 SHIFT = torch.tensor([0.1, -0.2, 0.0])
 MEAN, REWARD_MEAN = torch.tensor([0.3, -0.4, 0.05]), 1.5
@@ -194,13 +199,13 @@ def test_real_returns_by_hand():
     def rewards(row: int, count: int) -> float:
         return sum(0.5**k * fresh.rewards[row, 2 + k].item() for k in range(count))
 
-    def after(row: int, steps: int) -> float:
-        return 0.5**4 * (100.0 * steps + fresh.observations[row, -1, 0].item())
+    def after(row: int, steps: int, count: int = 4) -> float:
+        return 0.5**count * (100.0 * steps + fresh.observations[row, 2 + count, 0].item())
 
     assert returns[0] == pytest.approx(rewards(0, 4) + after(0, 6), rel=1e-5)
     assert returns[1] == pytest.approx(rewards(1, 2), rel=1e-5)
     assert returns[2] == pytest.approx(rewards(2, 4), rel=1e-5)
-    assert np.isnan(returns[3])
+    assert returns[3] == pytest.approx(rewards(3, 3) + after(3, 5, 3), rel=1e-5)
     assert returns[4] == pytest.approx(rewards(4, 4) + after(4, 5), rel=1e-5)
 
 
@@ -208,9 +213,24 @@ def test_dreamed_returns_by_hand():
     dreams = clockwork_dream([9, 9, 9, 9], horizon=3)
     rewards = torch.tensor([[1.0, 2.0, 4.0]] * 4)
     terminateds = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]]).bool()
-    dreams = dataclasses.replace(dreams, rewards=rewards, terminateds=terminateds)
-    values = dreamed_returns(dreams, lambda features: torch.full((len(features),), 80.0), 0.5)
-    assert values.tolist() == [1.0 + 1.0 + 1.0 + 10.0, 2.0, 3.0, 1.0]
+    features = torch.arange(4.0)[:, None, None] + torch.zeros(4, 3, dreams.features.shape[2])
+    features[:, 2] += 100.0  # after two steps
+    dreams = dataclasses.replace(
+        dreams,
+        rewards=rewards,
+        terminateds=terminateds,
+        features=features,
+        bootstrap_features=torch.full((4, features.shape[2]), 80.0),
+    )
+
+    def values(features: Tensor) -> Tensor:
+        return features[:, 0]
+
+    whole, two, one = (dreamed_returns(dreams, values, 0.5, torch.full((4,), reach)).tolist() for reach in (3, 2, 1))
+    assert whole == [1.0 + 1.0 + 1.0 + 10.0, 2.0, 3.0, 1.0]
+    assert two == [2.0 + 100.0 / 4, 2.0, 2.0 + 102.0 / 4, 1.0]
+    assert one == [1.0, 1.0 + 1.0 / 2, 1.0 + 2.0 / 2, 1.0]
+    assert dreamed_returns(dreams, values, 0.5, torch.tensor([3, 1, 2, 3])).tolist() == [whole[0], one[1], two[2], 1.0]
 
 
 def test_discounted_by_hand():
@@ -241,11 +261,16 @@ def arrays_of(fresh: Windows) -> dict[str, np.ndarray]:
         Columns.TERMINATEDS: fresh.terminateds,
         MASK: fresh.mask,
     }
-    return {name: value.numpy() for name, value in names.items()}
+    steps = fresh.mask[:, fresh.burn_in :].sum(1).numpy()
+    return {**{name: value.numpy() for name, value in names.items()}, REACH: steps, GREEDY: steps < 0}
 
 
 def judge(model: WorldModel, fresh: Windows) -> Any:
-    return judge_world_model(model, Critic(), arrays_of(fresh), burn_in=2, gamma=0.9, temperature=1e-6)
+    return judge_arrays(model, arrays_of(fresh))
+
+
+def judge_arrays(model: WorldModel, arrays: dict[str, np.ndarray], critic: Any = None) -> Any:
+    return judge_world_model(model, critic or Critic(), arrays, burn_in=2, gamma=0.9, temperature=1e-6)
 
 
 def test_a_judgement_of_a_perfect_model():
@@ -288,9 +313,108 @@ def test_a_critic_that_knows_no_returns_yet_is_not_asked_for_their_spread(monkey
     assert judge(model_of(Perfect), small).return_scale == 1.0
 
 
+class OwnDistribution(TorchCategorical):
+    """One whose noise nobody can draw for it."""
+
+
+class DrawsItself(Critic):
+    """Acts at random by a distribution of its own."""
+
+    def get_exploration_action_dist_cls(self) -> Any:
+        return OwnDistribution
+
+
+class Hazardous(MDNRNN):
+    """Every step pays 1 and ends the episode with a probability of `HAZARD`; z stays as it is."""
+
+    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
+        return certain(z, self.config.num_mixtures)
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        one = torch.ones_like(z[..., 0])
+        return Outcome(one, one * math.log(HAZARD / (1.0 - HAZARD)))
+
+
+HAZARD = 0.1
+
+
+class ExactCritic(Critic):
+    """Knows what every state of it is worth with a discount of 0.9."""
+
+    def compute_values(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.full((len(batch[Columns.OBS]),), 1.0 / (1.0 - 0.9 * (1.0 - HAZARD)))
+
+
+@pytest.mark.parametrize("critic", [Critic(), ExactCritic()])
+def test_short_chunks_do_not_make_a_perfect_model_promise_too_much(critic: Any):
+    """Windows that end count no more often than those that go on beyond what was sampled."""
+    rng, count, chunk, horizon = np.random.default_rng(0), 6000, 6, 4
+    fresh = windows(burn_in=2, horizon=horizon, count=count)
+    left = chunk - rng.integers(chunk, size=count)  # steps until the call is over
+    life = rng.geometric(HAZARD, size=count)
+    lengths = np.minimum(np.minimum(left, life), horizon)
+    dead = {row: int(n) for row, n in enumerate(lengths) if life[row] == n}
+    alive = {row: int(n) for row, n in enumerate(lengths) if row not in dead}
+    fresh = dataclasses.replace(fresh, rewards=torch.ones_like(fresh.rewards))
+    fresh = shortened(shortened(fresh, alive, terminated=False), dead, terminated=True)
+    arrays = {**arrays_of(fresh), REACH: np.minimum(left, horizon)}
+    judgement = judge_arrays(model_of(Hazardous), arrays, critic)
+    assert abs(judgement.gap) < 3.5 * judgement.gap_error < 0.2
+    # Had the dreams gone on where the real steps could not have, they would promise more, or have less to promise.
+    unfair = judge_arrays(model_of(Hazardous), {**arrays, REACH: np.full(count, horizon)}, Critic())
+    assert abs(unfair.gap) > 5 * unfair.gap_error
+
+
+def decided_module() -> Any:
+    """RLlib's default module, which takes the second action with a probability of 0.75 whatever it sees."""
+    module = RLModuleSpec(
+        module_class=DefaultPPOTorchRLModule,
+        observation_space=gym.spaces.Box(-np.inf, np.inf, (LATENT_DIM + HIDDEN_DIM,), np.float32),
+        action_space=gym.spaces.Discrete(2),
+        model_config=vars(DefaultModelConfig(fcnet_hiddens=[16], vf_share_layers=False)),
+    ).build()
+    with torch.no_grad():
+        for layer in module.pi.net.mlp:
+            if isinstance(layer, nn.Linear):
+                layer.weight.zero_()
+                layer.bias.copy_(torch.tensor([0.0, math.log(3.0)]))
+    return module
+
+
+class Pays(Perfect):
+    """Pays 1 for the second action."""
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        return Outcome(action[..., 1], torch.full_like(z[..., 0], -50.0))
+
+
+def test_dreams_act_as_the_real_steps_did():
+    """Greedy steps earn what exploring ones do not; a perfect model must not seem to promise too little."""
+    module = decided_module()
+    fresh = windows(count=800)
+    model = model_of(Pays)
+    greedy = np.arange(800) < 400
+    inputs = module.forward_exploration({Columns.OBS: torch.zeros(1, model.feature_dim)})[Columns.ACTION_DIST_INPUTS]
+    probability = inputs.softmax(-1)[0, 1]
+    assert probability == pytest.approx(0.75)
+    chosen = torch.where(torch.from_numpy(greedy)[:, None], torch.ones(()), (torch.rand(800, 6) < probability).float())
+    fresh = dataclasses.replace(fresh, actions=chosen.long(), rewards=chosen)
+    judgement = judge_arrays(model, {**arrays_of(fresh), GREEDY: greedy}, module)
+    assert abs(judgement.gap) < 3.5 * judgement.gap_error < 0.3
+    without = judge_arrays(model, {**arrays_of(fresh), GREEDY: greedy & False}, module)
+    assert without.gap < -3.5 * without.gap_error
+
+
+def test_who_draws_its_own_noise_is_compared_where_it_explored():
+    fresh = windows(count=400)
+    fresh.rewards[:200] += 1000.0
+    judgement = judge_arrays(model_of(Perfect), {**arrays_of(fresh), GREEDY: np.arange(400) < 200}, DrawsItself())
+    assert abs(judgement.gap) < 4 * judgement.gap_error
+
+
 def test_without_windows_to_compare_there_is_no_gap():
-    fresh = shortened(windows(count=6), dict.fromkeys(range(5), 2), terminated=False)
-    judgement = judge(model_of(Perfect), fresh)
+    all_greedy = {**arrays_of(windows(count=6)), GREEDY: np.ones(6, bool)}
+    judgement = judge_arrays(model_of(Perfect), all_greedy, DrawsItself())
     assert judgement.gap is None and judgement.gap_error is None
     assert None not in judgement.skill
     fresh = shortened(windows(count=6), dict.fromkeys(range(6), 2), terminated=False)

@@ -10,7 +10,8 @@ import ray
 from ray.rllib.core.columns import Columns
 from test_replay import chunk, same
 
-from wm_rllib.replay import MASK, SequenceReplay
+from wm_rllib.fresh import Fresh
+from wm_rllib.replay import GREEDY, MASK, REACH, SequenceReplay
 from wm_rllib.replay_service import ReplayService
 
 BURN_IN, HORIZON = 3, 4
@@ -84,6 +85,20 @@ def test_starts_are_the_steps_of_the_newest_add_drawn_evenly():
         *((4, t) for t in range(6)),
     ]
     assert np.all(np.abs(counts - 1000) < 5 * np.sqrt(1000))
+
+
+def test_how_far_a_window_would_have_reached():
+    """As far as its environment was stepped in that call, had the episode not ended; what was cut went no further."""
+    replay = SequenceReplay(1000, 0)
+    dead = Fresh(2, steps_after=3, is_greedy=True).attach(chunk(1, 0, 2, "terminated"))
+    cut = Fresh(2, steps_after=9).attach(chunk(2, 0, 2, "truncated"))
+    replay.add([dead, cut, chunk(3, 0, 6)])
+    arrays = replay.newest_windows(300, BURN_IN, HORIZON)
+    assert arrays is not None
+    reach = {start: int(n) for start, n in zip(starts_in(arrays), arrays[REACH], strict=True)}
+    assert reach == {(1, 0): 4, (1, 1): 4, (2, 0): 2, (2, 1): 1, **{(3, t): min(4, 6 - t) for t in range(6)}}
+    assert all(greedy == (number == 1) for greedy, (number, _) in zip(arrays[GREEDY], starts_in(arrays), strict=True))
+    assert not any(episode.custom_data for episode in replay.episodes)
 
 
 def test_two_chunks_of_an_episode_in_one_add_are_one():

@@ -24,6 +24,7 @@ from tiny import tiny_config
 from torch import Tensor
 
 from wm_rllib.env_runner import Collected, CollectRequest, WorldModelEnvRunner
+from wm_rllib.fresh import Fresh
 from wm_rllib.models import WorldModel
 from wm_rllib.parameter_server import ParameterServer, make_record
 from wm_rllib.replay import MASK
@@ -347,3 +348,23 @@ def test_replay_holds_the_scripted_transitions(num_envs: int):
             assert arrays[Columns.REWARDS][row, t] == reward_of(episode, time)
             assert arrays[Columns.ACTIONS][row, t] == session.records[number].actions[episode][time]
             assert arrays[Columns.TERMINATEDS][row, t] == (end == "terminated" and time == length - 1)
+
+
+def test_chunks_say_how_they_came_about():
+    """Who acted greedily, and for how many steps its environment went on after a chunk's end in the same call."""
+    session = Session(gym.spaces.Discrete(3), 4)
+    for steps in (36, 20):
+        collected = session.runner.collect(
+            CollectRequest(steps, 1, random_actions=False, seed=None, greedy_fraction=0.5)
+        )
+        by_env: dict[int, list[SingleAgentEpisode]] = {}
+        for chunk in ray.get(collected.raw_ref):
+            by_env.setdefault(int(chunk.get_observations(0)[0]), []).append(chunk)
+        assert sorted(by_env) == [0, 1, 2, 3]
+        for number, chunks in by_env.items():
+            said = [Fresh.detach(chunk) for chunk in chunks]
+            assert [fresh.is_greedy for fresh in said] == [number < 2] * len(chunks)
+            assert [fresh.length for fresh in said] == [len(chunk) for chunk in chunks]
+            for place, fresh in enumerate(said):
+                later = chunks[place + 1 :]
+                assert fresh.steps_after == sum(map(len, later)) + len(later)  # each of them began with a reset

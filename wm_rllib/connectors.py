@@ -16,6 +16,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from wm_rllib.fresh import Fresh
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
@@ -26,12 +27,13 @@ MAX_HISTORY = 1024
 
 @dataclass
 class Track:
-    """One ongoing episode as the world model sees it.
+    """One ongoing episode as the world model sees it, in the environment number `row`.
 
     observations holds o_{t0} .. o_t and actions a_{t0} .. a_{t-1} (policy space). latents holds z_{t0} .. z_t,
     [Z] each, of images: their V takes longer than all else.
     """
 
+    row: int
     observations: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
@@ -98,7 +100,7 @@ class FeatureConnector(ConnectorV2):
     ) -> dict[str, Any]:
         """Advances every env by one step; `batch` gets the features if `fills_batch`."""
         started = [row for row, episode in enumerate(episodes) if episode.t == 0]
-        tracks = [self._observe(episode) for episode in episodes]
+        tracks = [self._observe(row, episode) for row, episode in enumerate(episodes)]
         z = self._encode_newest(tracks)
         self._state = self._next_state(tracks, started)
         self._z = z
@@ -179,31 +181,25 @@ class FeatureConnector(ConnectorV2):
         return features
 
     def take_raw(
-        self, episodes: list[SingleAgentEpisode], ongoing: list[SingleAgentEpisode]
+        self, episodes: list[SingleAgentEpisode], ongoing: list[SingleAgentEpisode], num_greedy: int = 0
     ) -> list[SingleAgentEpisode]:
         """The raw experience behind sampled chunks, for the replay; forgets what no ongoing episode needs.
 
+        A chunk's `custom_data` says how it came about (`wm_rllib.fresh.Fresh`).
+
         Args:
-            episodes: Chunks that `sample` returned, on features.
+            episodes: Chunks that `sample` returned, on features, those of one environment in order.
             ongoing: The runner's ongoing episodes, which continue some of them.
+            num_greedy: So many of the environments, the first ones, acted greedily.
         """
         raw = []
-        for episode in episodes:
+        steps_after: dict[int, int] = {}
+        for episode in reversed(episodes):
             track = self._tracks[episode.id_]
-            length = len(episode)
-            raw.append(
-                SingleAgentEpisode(
-                    id_=episode.id_,
-                    observations=[np.array(o) for o in track.observations[-length - 1 :]],
-                    actions=[np.asarray(a) for a in track.actions[-length:]],
-                    rewards=[float(r) for r in episode.get_rewards()],
-                    infos=[{}] * (length + 1),
-                    terminated=episode.is_terminated,
-                    truncated=episode.is_truncated,
-                    t_started=episode.t_started,
-                    len_lookback_buffer=0,
-                ).to_numpy()
-            )
+            fresh = Fresh(len(episode), steps_after.get(track.row, 0), is_greedy=track.row < num_greedy)
+            steps_after[track.row] = fresh.steps_after + fresh.length + 1  # and one for the reset before it
+            raw.append(fresh.attach(_raw_chunk(episode, track)))
+        raw.reverse()
         keep = {episode.id_ for episode in ongoing}
         self._tracks = {id_: track for id_, track in self._tracks.items() if id_ in keep}
         for track in self._tracks.values():
@@ -230,10 +226,10 @@ class FeatureConnector(ConnectorV2):
     def set_state(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
 
-    def _observe(self, episode: SingleAgentEpisode) -> Track:
+    def _observe(self, row: int, episode: SingleAgentEpisode) -> Track:
         """Appends the episode's newest raw observation, and the action that led to it, to its track."""
         if episode.t == 0:
-            self._tracks[episode.id_] = Track()
+            self._tracks[episode.id_] = Track(row)
         track = self._tracks[episode.id_]
         # Straight to the data: the episode's own getters cost some microseconds each.
         track.observations.append(episode.observations.data[-1])
@@ -241,6 +237,22 @@ class FeatureConnector(ConnectorV2):
             action = np.asarray(episode.actions.data[-1])
             track.actions.append(self.world_model.codec.env_to_policy(action) if self.random_actions else action)
         return track
+
+
+def _raw_chunk(episode: SingleAgentEpisode, track: Track) -> SingleAgentEpisode:
+    """A sampled chunk on features, with the raw observations instead and without infos."""
+    length = len(episode)
+    return SingleAgentEpisode(
+        id_=episode.id_,
+        observations=[np.array(o) for o in track.observations[-length - 1 :]],
+        actions=[np.asarray(a) for a in track.actions[-length:]],
+        rewards=[float(r) for r in episode.get_rewards()],
+        infos=[{}] * (length + 1),
+        terminated=episode.is_terminated,
+        truncated=episode.is_truncated,
+        t_started=episode.t_started,
+        len_lookback_buffer=0,
+    ).to_numpy()
 
 
 def _replace_last_observation(episode: SingleAgentEpisode, features: np.ndarray) -> None:

@@ -156,9 +156,9 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         if self.features.needs_refresh and not request.random_actions:
             self._refresh_features(vae_changed=True)
         steps = request.num_timesteps
-        self._act_greedily(int(request.greedy_fraction * self.num_envs))
+        num_greedy = self._act_greedily(int(request.greedy_fraction * self.num_envs))
         episodes = self._sample_randomly(request) if request.random_actions else self.sample(num_timesteps=steps)
-        raw = self.features.take_raw(episodes, self._ongoing_episodes)
+        raw = self.features.take_raw(episodes, self._ongoing_episodes, num_greedy)
         logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
         # Features of random actions were computed for nobody: such steps feed the world model alone.
         shards = [] if request.random_actions else _shard(episodes, request.num_shards)
@@ -240,11 +240,13 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         finally:
             self.env.action_space = space
 
-    def _act_greedily(self, num_envs: int) -> None:
-        """In how many environments; pipelines with pieces of the user's own explore in all of them."""
+    def _act_greedily(self, num_envs: int) -> int:
+        """In how many environments; returns in how many: pipelines with pieces of the user's own explore in all."""
         for piece in self._module_to_env.connectors:
             if isinstance(piece, VectorActions):
                 piece.num_greedy = num_envs
+                return num_envs
+        return 0
 
     def evaluate(self, record: dict[str, Any], num_episodes: int, seed: int | None) -> EvaluationResult:
         """Runs whole episodes greedily with exactly the weights of `record` (contract 6)."""

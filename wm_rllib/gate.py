@@ -6,6 +6,7 @@ Pure numbers; `models/judging.py` measures, `gating.py` obeys. Bounds come from 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 
 EMA_RATE = 0.3
@@ -76,9 +77,24 @@ class Gate:
             self.gap += EMA_RATE * (math.copysign(counted, judgement.gap) - self.gap)
 
     def horizon(self, bounds: Bounds) -> int:
-        """The longest dream whose every step is predicted well enough, within the bounds."""
-        doubtful = (step for step, value in enumerate(self.skill) if value is not None and value < FAR_SKILL)
+        """The longest dream whose every step is predicted well enough, within the bounds.
+
+        An iteration's fresh stretches may be shorter than a dream: beyond them skill is taken to fall on as it fell.
+        """
+        steps = enumerate(self._extended(bounds.max_horizon))
+        doubtful = (step for step, value in steps if value is not None and value < FAR_SKILL)
         return min(max(next(doubtful, bounds.max_horizon), bounds.min_horizon), bounds.max_horizon)
+
+    def _extended(self, num_steps: int) -> list[float | None]:
+        """Skill up to a step that may lie beyond what was measured, on the line through the farther half of that."""
+        measured = [(step, value) for step, value in enumerate(self.skill) if value is not None]
+        far = measured[len(measured) // 2 :]
+        if len(far) < 2:
+            return list(self.skill)
+        slope, intercept = statistics.linear_regression(*zip(*far, strict=True))
+        last = far[-1][0] + 1
+        beyond = [intercept + slope * step if slope < 0 else None for step in range(last, num_steps)]
+        return [*self.skill[:last], *beyond]
 
     def ratio(self, bounds: Bounds) -> float:
         """The imagined fraction, within the bounds.

@@ -14,12 +14,12 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from wm_rllib.gate import Judgement
-from wm_rllib.models.dreaming import dream
+from wm_rllib.models.dreaming import Dream, draw_dream_noise, dream
 from wm_rllib.models.judging import Windows, dreamed_returns, open_loop_skill, real_returns
 from wm_rllib.models.trust import calibrate, end_probabilities, open_loop_errors
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.policy_network import make_policy
-from wm_rllib.replay import MASK, Arrays
+from wm_rllib.replay import GREEDY, MASK, REACH, Arrays
 
 GAP_HORIZON = 15
 """Steps over which dreamed and real returns are compared: an iteration brings few longer stretches of one episode."""
@@ -38,9 +38,12 @@ def judge_world_model(
         gamma: Discount of the returns.
         temperature: tau of the dreams.
     """
-    device = world_model.device
+
+    def column(name: str) -> Tensor:
+        return torch.tensor(arrays[name], device=world_model.device)
+
     names = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, MASK)
-    windows = Windows(burn_in, *(torch.tensor(arrays[name], device=device) for name in names))
+    windows = Windows(burn_in, *map(column, names))
     skill = open_loop_skill(world_model, windows)
 
     def values(features: Tensor) -> Tensor:
@@ -49,17 +52,30 @@ def judge_world_model(
     near = windows.first(GAP_HORIZON)
     with torch.no_grad():
         real = real_returns(world_model, near, values, gamma)
-        z, state = near.start(world_model)
-        dreamed = dreamed_returns(
-            dream(world_model, make_policy(module), z, state, near.horizon, temperature), values, gamma
-        )
-    comparable = real.isfinite()
+        lanes, acted_alike = _dream_alike(world_model, module, near, temperature, column(GREEDY))
+        dreamed = dreamed_returns(lanes, values, gamma, column(REACH).clamp(max=near.horizon))
     return Judgement(
         skill=_plain(torch.minimum(skill.observation, skill.reward)),
-        **_gap((dreamed - real)[comparable].cpu().numpy()),
-        return_scale=_return_scale(module, real[comparable]),
+        **_gap((dreamed - real)[acted_alike].cpu().numpy()),
+        return_scale=_return_scale(module, real[acted_alike]),
         trust=_trust(world_model, windows, temperature),
     )
+
+
+def _dream_alike(
+    world_model: WorldModel, module: Any, windows: Windows, temperature: float, greedy: Tensor
+) -> tuple[Dream, Tensor]:
+    """Dreams from the windows' starts, acted as the real steps were: greedily where greedy [N]; and where so [N].
+
+    Without noise on its actions C is greedy. One that draws its own noise explores in every dream.
+    """
+    policy = make_policy(module)
+    z, state = windows.start(world_model)
+    noise = draw_dream_noise(world_model, policy, windows.horizon, len(z))
+    if noise.action is not None:
+        noise.action[:, greedy] = 0.0
+    lanes = dream(world_model, policy, z, state, windows.horizon, temperature, noise=noise)
+    return lanes, torch.ones_like(greedy) if noise.action is not None else ~greedy
 
 
 def _return_scale(module: Any, returns: Tensor) -> float:

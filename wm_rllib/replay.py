@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
 
 from wm_rllib.frame_store import FrameStore
+from wm_rllib.fresh import Fresh
 from wm_rllib.models.conv_vae import is_image
 
 WORLD_MODEL_MODULE_ID = "world_model"
 MASK = "mask"
 LATENTS = "latents"
 """Column of latents, computed once, in place of observations."""
+REACH, GREEDY = "reach", "greedy"
+"""Columns of newest windows; see `SequenceReplay.newest_windows`."""
 
 MOST_MEASURED_FRAMES = 10_000
 """Whose mean and spread are the units of frames, spread evenly over all that are held."""
@@ -53,7 +57,7 @@ class SequenceReplay(EpisodeReplayBuffer):
         super().__init__(capacity=capacity)
         self.rng = np.random.default_rng(seed)
         self.frames = FrameStore() if frames is None else frames  # an empty one is false
-        self._newest: dict[str, int] = {}
+        self._newest: dict[str, Fresh] = {}
 
     @property
     def holds_frames(self) -> bool:
@@ -68,10 +72,12 @@ class SequenceReplay(EpisodeReplayBuffer):
         """
         self._newest = {}
         for episode in episodes:
+            fresh = Fresh.detach(episode)
             self._part(episode)
             self._make_room(episode)
             super().add(self._with_numbers(episode) if _has_images(episode) else episode)
-            self._newest[episode.id_] = self._newest.get(episode.id_, 0) + len(episode)
+            before = self._newest.get(episode.id_)
+            self._newest[episode.id_] = replace(fresh, length=fresh.length + before.length) if before else fresh
 
     def _held(self, episode_id: str) -> SingleAgentEpisode | None:
         index = self.episode_id_to_index.get(episode_id)
@@ -241,26 +247,32 @@ class SequenceReplay(EpisodeReplayBuffer):
 
         Returns:
             obs [N, burn_in + horizon + 1, *O], actions, rewards, terminateds and mask [N, burn_in + horizon]: step
-            `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last. None
-            if the newest `add` brought nothing: its episodes were lost with their env runner.
+            `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last.
+            reach [N]: how many of the steps from there on would be here, had no episode ended: at most `horizon`, fewer
+            where the environment took fewer. greedy [N]: whether the actions were the policy's greedy ones. None if the
+            newest `add` brought nothing: its episodes were lost with their env runner.
         """
-        held = [(self._held(name), length) for name, length in self._newest.items() if length]
-        chunks = [(episode, length) for episode, length in held if episode is not None]
+        held = [(self._held(name), fresh) for name, fresh in self._newest.items() if fresh.length]
+        chunks = [(episode, fresh) for episode, fresh in held if episode is not None]
         if not chunks:
             return None
-        lengths = np.array([length for _, length in chunks], float)
+        lengths = np.array([fresh.length for _, fresh in chunks], float)
         numbers = (burn_in + horizon + 1) * self.observations_of(chunks[0][0])[0].size
         num_windows = min(num_windows, max(MIN_WINDOWS, MAX_WINDOW_NUMBERS // numbers))
         before, after = [], []
+        reach, greedy = [], []
         for index in self.rng.choice(len(chunks), size=num_windows, p=lengths / lengths.sum()):
-            episode, length = chunks[index]
-            t = len(episode) - 1 - int(self.rng.integers(length))
+            episode, fresh = chunks[index]
+            t = len(episode) - 1 - int(self.rng.integers(fresh.length))
             before.append((episode, max(0, t - burn_in), t))
             after.append((episode, t, min(t + horizon, len(episode))))
+            steps_after = fresh.steps_after if episode.is_terminated else 0
+            reach.append(min(horizon, len(episode) - t + steps_after))
+            greedy.append(fresh.is_greedy)
         past, future = self._gather(before, burn_in, align_end=True), self._gather(after, horizon, align_end=False)
         joined = {name: np.concatenate([past[name], future[name]], 1) for name in past if name != Columns.OBS}
         joined[Columns.OBS] = np.concatenate([past[Columns.OBS][:, :-1], future[Columns.OBS]], 1)
-        return joined
+        return {**joined, REACH: np.array(reach), GREEDY: np.array(greedy)}
 
     def _random_step(self) -> tuple[SingleAgentEpisode, int]:
         index, t = self._indices[self.rng.integers(len(self._indices))]

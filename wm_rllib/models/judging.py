@@ -109,30 +109,38 @@ def expected_path(world_model: WorldModel, windows: Windows) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def real_returns(world_model: WorldModel, windows: Windows, values: Callable[[Tensor], Tensor], gamma: float) -> Tensor:
-    """Discounted returns [N] of the H real steps, with the critic's value after them unless they terminate.
-
-    Rows that neither terminate nor last H steps are NaN: there is nothing to compare a dream of H steps with.
-    """
+    """Discounted returns [N] of the up to H real steps, with the critic's value after them unless they terminate."""
     length = windows.burn_in
     z = world_model.vae.encode(windows.observations[:, length:])
     _, state = windows.start(world_model)
     actions = world_model.codec.encode(windows.actions[:, length:])
-    _, (h, _) = world_model.mdn_rnn.unroll(z[:, :-1], actions, state)
+    hidden, _ = world_model.mdn_rnn.unroll(z[:, :-1], actions, state)
     valid, ended = windows.mask[:, length:], windows.terminateds[:, length:].any(1)
-    end_values = values(world_model.features(z[:, -1], h))
+    steps, rows = valid.sum(1), torch.arange(len(z), device=z.device)
+    end_values = values(world_model.features(z[rows, steps], hidden[rows, steps - 1]))
     returns = discounted(torch.where(valid, windows.rewards[:, length:], torch.zeros(())), gamma)
-    returns = returns + torch.where(ended, torch.zeros(()), gamma**windows.horizon * end_values)
-    return torch.where(valid.all(1) | ended, returns, torch.full_like(returns, torch.nan))
+    return returns + torch.where(ended, torch.zeros(()), gamma**steps * end_values)
 
 
-def dreamed_returns(dream: Dream, values: Callable[[Tensor], Tensor], gamma: float) -> Tensor:
-    """Discounted returns [N] of each lane up to its first termination, with the critic's value after H steps."""
+def dreamed_returns(dream: Dream, values: Callable[[Tensor], Tensor], gamma: float, reach: Tensor) -> Tensor:
+    """Discounted returns [N] of each lane up to its first termination, with the critic's value if none comes in time.
+
+    Args:
+        dream: N lanes of H steps, none of them cut.
+        values: The critic, of features.
+        gamma: Discount.
+        reach: [N], steps of each lane that count, 1 to H: as many as there would be real ones if no episode ended. To
+            compare only windows that are whole or end would be to compare mostly those that end.
+    """
+    lanes, horizon = dream.rewards.shape
     ended = dream.terminateds.cumsum(1)
-    counts = (ended - dream.terminateds.long()) == 0
+    in_time = torch.arange(horizon, device=reach.device) < reach[:, None]
+    counts = in_time & ((ended - dream.terminateds.long()) == 0)
     returns = discounted(torch.where(counts, dream.rewards, torch.zeros(())), gamma)
-    survives = ended[:, -1] == 0
-    horizon = dream.rewards.shape[1]
-    return returns + torch.where(survives, gamma**horizon * values(dream.bootstrap_features), torch.zeros(()))
+    rows = torch.arange(lanes, device=reach.device)
+    after = torch.cat([dream.features, dream.bootstrap_features[:, None]], 1)[rows, reach]
+    survives = ended[rows, reach - 1] == 0
+    return returns + torch.where(survives, gamma**reach * values(after), torch.zeros(()))
 
 
 def discounted(rewards: Tensor, gamma: float) -> Tensor:
