@@ -123,6 +123,23 @@ def test_get_state_and_set_state_carry_the_replay_too(build, saved):
     assert_equal(snapshot(other), saved.before)
 
 
+def test_an_older_state_is_restored_in_place(build, saved):
+    """Weights, too: RLlib's learner keeps its own if they carry the higher number."""
+    algorithm = build(checkpoint=saved.path)
+    older, before = pickle.loads(pickle.dumps((algorithm.get_state(), snapshot(algorithm))))
+    for _ in range(2):
+        algorithm.train()
+    algorithm.set_state(older)
+    assert_equal(snapshot(algorithm), before)
+
+
+def test_weights_alone_change_nothing_else(build, saved):
+    algorithm = build(checkpoint=saved.path)
+    before = snapshot(algorithm)
+    algorithm.learner_group.set_weights(algorithm.learner_group.get_weights())
+    assert_equal(snapshot(algorithm), before)
+
+
 # --- killed and resumed ----------------------------------------------------------------------------------------------
 
 

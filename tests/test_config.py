@@ -32,6 +32,24 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
         config.validate()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.env_runners(module_to_env_connector=lambda *_: None), "module_to_env_connector is not supported"),
+        (lambda c: c.evaluation(evaluation_duration_unit="timesteps"), "evaluation_duration_unit = 'timesteps'"),
+        (lambda c: c.reporting(min_time_s_per_iteration=5), "min_time_s_per_iteration = 5"),
+        (lambda c: c.reporting(min_train_timesteps_per_iteration=9), "min_train_timesteps_per_iteration = 9"),
+        (lambda c: c.reporting(min_sample_timesteps_per_iteration=9), "min_sample_timesteps_per_iteration = 9"),
+    ],
+    ids=["connector", "duration", "time", "train", "sample"],
+)
+def test_settings_of_rllibs_that_would_go_wrong_are_refused(nothing_starts: None, change: Any, said: str):
+    config = tiny_config()
+    change(config)
+    with pytest.raises(ValueError, match=said):
+        config.validate()
+
+
 def test_the_same_config_without_a_connector_is_valid(nothing_starts: None):
     tiny_config().env_runners(env_to_module_connector=None).validate()
 

@@ -97,6 +97,45 @@ def test_unsupported_spaces(no_actor_starts, name, num_env_runners):
     assert len(message.splitlines()) == 1
 
 
+class Fails(gym.Env):
+    """Its second episode has what is no number, as a simulation that blew up has."""
+
+    observation_space, action_space = BOX, TWO
+    reward, observation = 1.0, 0.0
+
+    def __init__(self, config=None):
+        self.episode, self.t = 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episode, self.t = self.episode + 1, 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        broken = self.episode == 2 and self.t == 3
+        observation = np.full(2, self.observation if broken else 0.5, np.float32)
+        return observation, self.reward if broken else 1.0, self.t == 10, False, {}
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"reward": math.nan}, "a reward of nan"),
+        ({"reward": -math.inf}, "a reward of -inf"),
+        ({"observation": math.nan}, "an observation of nan"),
+    ],
+    ids=str,
+)
+def test_what_is_no_number_is_one_error_and_not_a_policy_that_learns_no_more(broken, words):
+    algorithm = tiny_config(type("Broken", (Fails,), broken)).build_algo()
+    try:
+        with pytest.raises(ValueError, match=f"the environment returned {words}, .*Fix: "):
+            for _ in range(3):
+                algorithm.train()
+    finally:
+        algorithm.stop()
+
+
 class TwoAgents(MultiAgentEnv):
     """Two agents in a Box."""
 

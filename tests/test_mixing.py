@@ -13,12 +13,12 @@ from wm_rllib.mixing import (
     LARGEST_MIXED_RATIO,
     imagined_rows,
     may_dream,
-    most_rounds,
     ratio_at,
     real_rows_for,
     realised_ratio,
     rounds_at,
     split_evenly,
+    split_lanes,
     value_at,
 )
 
@@ -122,6 +122,21 @@ def test_split_evenly_sums_and_is_even(total: int, parts: int):
     assert shares == sorted(shares, reverse=True)
 
 
+@given(st.integers(0, 10**6), st.integers(1, 64), st.integers(1, 200))
+def test_split_lanes_sums_and_shortens_one_dream_at_most(rows: int, parts: int, horizon: int):
+    shares = split_lanes(rows, parts, horizon)
+    assert len(shares) == parts
+    assert sum(shares) == rows
+    assert sum(share % horizon != 0 for share in shares) <= 1
+    assert max(shares) - min(shares) <= horizon
+
+
+def test_few_rows_are_not_short_dreams():
+    assert split_lanes(64, 4, 50) == [50, 14, 0, 0]
+    assert split_lanes(200, 3, 50) == [100, 50, 50]
+    assert split_lanes(210, 3, 50) == [100, 60, 50]
+
+
 @given(schedules(), st.integers(0, 300_000))
 @example([[0, 0.0], [1000, 0.99]], 500)
 @example([[0, 0.9], [10, 0.9], [20, 0.0]], 20)
@@ -179,5 +194,4 @@ def test_realised_ratio(real: int, imagined: int, expected: float):
 def test_rounds_of_a_schedule_are_whole():
     schedule = [[0, 6], [100, 6], [200, 1]]
     assert [rounds_at(schedule, step) for step in (0, 100, 120, 150, 199, 200, 10_000)] == [6, 6, 5, 4, 1, 1, 1]
-    assert rounds_at(3, 500) == most_rounds(3) == 3
-    assert most_rounds(schedule) == 6
+    assert rounds_at(3, 500) == 3

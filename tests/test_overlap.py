@@ -95,6 +95,23 @@ def test_every_update_has_exactly_its_share(mixed):
     assert 0 < surplus <= 4 * ROUNDS * 2 * 9
 
 
+@pytest.mark.slow
+def test_fewer_rounds_leave_no_dream_waiting_until_it_is_too_old(local_ray):
+    """With one round an iteration, two batches ahead would each be two iterations old when they are used."""
+    rounds = [[0, 3], [8 * TRAIN_BATCH, 1]]
+    algorithm = overlap_config(num_dream_rounds=rounds, max_dreams_in_flight=2).build_algo()
+    try:
+        train_until(algorithm, lambda _: algorithm._stages.num_rounds == 1)
+        algorithm.train()  # what was ordered before may still be dropped
+        for _ in range(3):
+            result = algorithm.train()
+            assert len(result["imagination"]["rows_by_round"]) == 1
+            assert result["imagination"]["dropped_rows"] == 0
+            assert algorithm._overlap.num_dreams_in_flight == 1
+    finally:
+        algorithm.stop()
+
+
 def test_sampling_and_dreaming_run_beside_fit_and_update(mixed, monkeypatch):
     """When the learners begin to work, the next real steps and the next dreams have been asked for."""
     seen, overlap, stages = [], mixed._overlap, mixed._stages
@@ -153,11 +170,13 @@ def stored_objects() -> int:
 
 def test_a_checkpoint_counts_what_its_replay_holds(mixed, tmp_path):
     assert mixed._overlap._samples.in_flight
-    steps = steps_of(mixed)
+    steps, owed = steps_of(mixed), mixed._state.pending_updates
     path = mixed.save_to_path(str(tmp_path / "checkpoint"))
     # What was in flight has been waited for, counted and stored.
     banked = mixed._overlap.num_banked_rows
     assert banked >= TRAIN_BATCH and steps_of(mixed) == steps + banked == steps_in_replay(mixed)
+    # V and M are still to be fitted to them, by whoever goes on.
+    assert mixed._state.pending_updates == pytest.approx(owed + banked * mixed.config.updates_per_step)
     saved = steps_of(mixed)
 
     # This process learns from them: nothing is dropped, and the ratio is exact.

@@ -19,20 +19,7 @@ def broken_rule(config: Any) -> str | None:
 
 
 def _broken(config: Any) -> Iterator[str]:
-    if config.is_multi_agent:
-        yield NO_MULTI_AGENT
-    if config.num_aggregator_actors_per_learner:
-        yield "num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE."
-    if config._env_to_module_connector is not None:
-        yield (
-            "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
-            "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
-        )
-    if config.model_config.get("use_lstm"):
-        yield (
-            "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
-            "use_lstm False."
-        )
+    yield from _of_rllib(config)
     if not config.policy_hidden_dims:
         yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
     mode = gym.VectorizeMode(config.gym_env_vectorize_mode)
@@ -51,6 +38,41 @@ def _broken(config: Any) -> Iterator[str]:
         yield from _of_dreams_alone(config)
     if config.overlap and not config.in_evaluation:  # evaluation env runners have a config of their own
         yield from _of_overlap(config)
+
+
+def _of_rllib(config: Any) -> Iterator[str]:
+    """Settings of RLlib's that would go wrong here, without a word."""
+    if config.is_multi_agent:
+        yield NO_MULTI_AGENT
+    if config.num_aggregator_actors_per_learner:
+        yield "num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE."
+    if config._env_to_module_connector is not None:
+        yield (
+            "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
+            "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
+        )
+    if config._module_to_env_connector is not None:
+        yield (
+            "module_to_env_connector is not supported: dreams, evaluation and load_policy act without it. Change "
+            "actions in a Gymnasium wrapper instead (gymnasium.ActionWrapper)."
+        )
+    if config.evaluation_duration_unit != "episodes":
+        yield (
+            f"evaluation_duration_unit = {config.evaluation_duration_unit!r} must be 'episodes': evaluations play "
+            "whole ones. Fix: evaluation_duration in episodes."
+        )
+    for name in ("min_time_s_per_iteration", "min_train_timesteps_per_iteration", "min_sample_timesteps_per_iteration"):
+        if getattr(config, name):
+            yield (
+                f"{name} = {getattr(config, name)} has RLlib run several iterations as one, with the same seeds, and "
+                "for ever where what it counts does not grow. Fix: leave it out; train_batch_size_per_learner sets "
+                "an iteration's real steps."
+            )
+    if config.model_config.get("use_lstm"):
+        yield (
+            "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
+            "use_lstm False."
+        )
 
 
 def _of_dreams(config: Any) -> Iterator[str]:

@@ -123,7 +123,10 @@ class FeatureConnector(ConnectorV2):
             self.needs_refresh = True
             z = torch.zeros(len(tracks), self.world_model.config.vae.latent_dim)
         else:
-            z = self.world_model.vae.encode(torch.as_tensor(np.stack([track.observations[-1] for track in tracks])))
+            newest = np.stack([track.observations[-1] for track in tracks])
+            if not np.isfinite(newest).all():
+                raise _not_finite("an observation", newest[~np.isfinite(newest)][0])
+            z = self.world_model.vae.encode(torch.as_tensor(newest))
         if takes_frames:
             for track, latent in zip(tracks, z, strict=True):
                 track.latents.append(latent)
@@ -240,19 +243,33 @@ class FeatureConnector(ConnectorV2):
 
 
 def _raw_chunk(episode: SingleAgentEpisode, track: Track) -> SingleAgentEpisode:
-    """A sampled chunk on features, with the raw observations instead and without infos."""
+    """A sampled chunk on features, with the raw observations instead and without infos.
+
+    Raises:
+        ValueError: A reward is not a finite number.
+    """
     length = len(episode)
+    rewards = [float(r) for r in episode.get_rewards()]
+    if not np.isfinite(rewards).all():
+        raise _not_finite("a reward", next(r for r in rewards if not np.isfinite(r)))
     return SingleAgentEpisode(
         id_=episode.id_,
         observations=[np.array(o) for o in track.observations[-length - 1 :]],
         actions=[np.asarray(a) for a in track.actions[-length:]],
-        rewards=[float(r) for r in episode.get_rewards()],
+        rewards=rewards,
         infos=[{}] * (length + 1),
         terminated=episode.is_terminated,
         truncated=episode.is_truncated,
         t_started=episode.t_started,
         len_lookback_buffer=0,
     ).to_numpy()
+
+
+def _not_finite(what: str, value: float) -> ValueError:
+    return ValueError(
+        f"the environment returned {what} of {value}, and nothing computed with it could be learned from. Fix: the "
+        "environment, or a wrapper around it."
+    )
 
 
 def _replace_last_observation(episode: SingleAgentEpisode, features: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from wm_rllib.calling import call
 from wm_rllib.dream_orders import DreamHarvest, DreamOrder, DreamTicket
 from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest, NoWeights, num_lanes
 from wm_rllib.failures import Failure, FailureCounter, death_of_all
-from wm_rllib.mixing import split_evenly
+from wm_rllib.mixing import split_lanes
 from wm_rllib.restarts import PROCESS, RestartCounter
 from wm_rllib.seeding import stage_seed
 
@@ -263,7 +263,7 @@ class DreamerPool:
         self._overdue &= set(self._manager.healthy_actor_ids()) if self._abandoned else set()
 
     def _requests(self, order: DreamOrder, missing: list[int], workers: int, seed: int | None) -> list[DreamRequest]:
-        shares = zip(*(split_evenly(count, workers) for count in missing), strict=True)
+        shares = zip(*(split_lanes(count, workers, order.horizon) for count in missing), strict=True)
         # Fewer rows than dreamers leave some without a share, and a dream of no lanes is none.
         rows = [list(share) for share in shares if sum(share)]
         if seed is not None:

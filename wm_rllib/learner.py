@@ -317,13 +317,17 @@ class WorldModelPPOLearner(FittingLearner):
         That is how a resumed run and an exploited trial of Tune's PBT get what they ask for: Adam's state holds the old
         learning rates, and the schedulers' values stem from before.
         """
+        # RLlib loads no weights whose number is below that of those it has: a state of before would lose its own.
+        self._weights_seq_no = -1
         super().set_state(state)
-        kept = state.get(CONFIGURED_KL_COEFF, self.config.kl_coeff) == self.config.kl_coeff
+        if TIMESTEP not in state:
+            return  # weights alone
+        kept = state[CONFIGURED_KL_COEFF] == self.config.kl_coeff
         self.curr_kl_coeffs_per_module.clear()  # made anew when read; a state from before the first update has none
-        for module_id, value in state.get(KL_COEFFS, {}).items() if kept else ():
+        for module_id, value in state[KL_COEFFS].items() if kept else ():
             self.curr_kl_coeffs_per_module[module_id].data.fill_(value)
         # RLlib's schedulers keep no state: they have to be told how far the run has come.
-        self._timestep = state.get(TIMESTEP, 0)
+        self._timestep = state[TIMESTEP]
         self.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=self._timestep)
         for optimizer, scheduler in self._optimizer_lr_schedules.items():
             self._set_optimizer_lr(optimizer, lr=scheduler.update(timestep=self._timestep))

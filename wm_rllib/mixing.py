@@ -44,6 +44,16 @@ def split_evenly(total: int, parts: int) -> list[int]:
     return [quotient + (i < remainder) for i in range(parts)]
 
 
+def split_lanes(rows: int, parts: int, horizon: int) -> list[int]:
+    """`rows` as `parts` numbers of rows in whole dreams of `horizon` steps, but for one of them; some may be 0.
+
+    Evenly split rows would be dreams shorter than the horizon as soon as there are fewer rows than dreamers fill.
+    """
+    whole, rest = divmod(rows, horizon)
+    lanes = split_evenly(whole, parts)
+    return [horizon * count + (rest if i == whole % parts else 0) for i, count in enumerate(lanes)]
+
+
 def realised_ratio(num_real: int, num_imagined: int) -> float:
     """The imagined fraction of a merged batch; 0 for an empty one."""
     return num_imagined / (num_real + num_imagined) if num_imagined else 0.0
@@ -80,11 +90,6 @@ def value_at(value: float | Schedule, timestep: int) -> float:
 def rounds_at(rounds: int | Schedule, timestep: int) -> int:
     """Dream rounds at `timestep`, rounded."""
     return round(value_at(rounds, timestep))
-
-
-def most_rounds(rounds: int | Schedule) -> int:
-    """The largest number of dream rounds at any time."""
-    return round(max(value for _, value in rounds)) if isinstance(rounds, Sequence) else rounds
 
 
 def may_dream(ratio: Ratio) -> bool:

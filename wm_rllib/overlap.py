@@ -19,7 +19,7 @@ from collections import deque
 from wm_rllib.collection import RealExperience
 from wm_rllib.dream_orders import DreamHarvest, DreamTicket
 from wm_rllib.gating import choose_imagination
-from wm_rllib.mixing import AUTO, imagined_rows, most_rounds, ratio_at, split_evenly
+from wm_rllib.mixing import AUTO, imagined_rows, ratio_at, split_evenly
 from wm_rllib.stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -34,10 +34,8 @@ class OverlappingTraining:
 
     def __init__(self, stages: Stages):
         self._stages = stages
-        config = stages.config
         self._samples = stages.sampling
         self._tickets: deque[DreamTicket] = deque()
-        self._most_tickets = min(config.max_dreams_in_flight, most_rounds(config.num_dream_rounds))
         self._banked: RealExperience | None = None
         self._num_orders = 0
 
@@ -53,7 +51,7 @@ class OverlappingTraining:
             self._order(rows, rounds, ratio, horizon)  # beside the fit
         else:
             self._drop_tickets()
-        stages.fit_owed(real.num_timesteps)
+        stages.fit_owed()
         for index in range(rounds):
             if stages.is_cut_short:
                 return
@@ -119,10 +117,13 @@ class OverlappingTraining:
         return self._stages.config.dream_batch_size if ratio == 1.0 else imagined_rows(num_real, ratio)
 
     def _order(self, rows: int, rounds: int, ratio: float, horizon: int) -> None:
-        """Orders dream batches up to the limit: for the rounds that are left, then for the next iteration's."""
+        """Orders dream batches up to the limit: for the rounds that are left, then for the next iteration's.
+
+        More than an iteration uses would wait in line until they are too old.
+        """
         stages = self._stages
         assert stages.parts.pool is not None
-        while len(self._tickets) < self._most_tickets:
+        while len(self._tickets) < min(stages.config.max_dreams_in_flight, stages.num_rounds):
             ahead = rows if len(self._tickets) < rounds else self._rows_ahead(ratio)
             if not ahead:
                 return

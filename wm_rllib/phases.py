@@ -81,7 +81,7 @@ def train_mixed(stages: Stages) -> None:
     real = stages.collect(config.total_train_batch_size, random_actions=False)
     ratio, horizon = choose_imagination(stages, real)
     stages.report.configured_ratio = ratio
-    stages.fit_owed(real.num_timesteps)
+    stages.fit_owed()
     rows = config.dream_batch_size if ratio == 1.0 else imagined_rows(sum(real.rows), ratio)
     dream_and_update(stages, real, rows, ratio, horizon)
 

@@ -146,6 +146,8 @@ class Stages:
                 self.report.add_replay(call(self.parts.replay.service, "add", real.raw_refs))
         self.parts.metrics.aggregate(real.metrics, key=ENV_RUNNER_RESULTS)
         state.num_env_steps += real.num_timesteps
+        if state.phase is Phase.MIXED:
+            state.pending_updates += self.config.updates_per_step * real.num_timesteps
         return real
 
     def count(self, real: RealExperience) -> None:
@@ -156,10 +158,9 @@ class Stages:
 
     # --- the world model ---------------------------------------------------------------------------------------------
 
-    def fit_owed(self, num_timesteps: int) -> None:
-        """Fits V and M as often as these new env steps ask for, and publishes them."""
+    def fit_owed(self) -> None:
+        """Fits V and M as often as the env steps taken in since the last fit ask for, and publishes them."""
         state = self.parts.state
-        state.pending_updates += self.config.updates_per_step * num_timesteps
         updates = int(state.pending_updates)
         if updates and not self.is_cut_short:
             state.pending_updates -= updates
