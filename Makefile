@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: train test test-slow check clean
 
 train: $(INSTALLED)
-	$(BIN)/python -m wm_rllib train --config tune_configs/cartpole.yaml --run-dir $(RUN_DIR)
+	$(BIN)/python -m wm_rllib train --config tune_configs/cartpole.yaml --run-dir $(RUN_DIR) --resume auto
 
 # Two processes, each with a Ray for half of the modules that need one (tests/conftest.py).
 test: $(INSTALLED)

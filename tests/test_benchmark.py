@@ -28,7 +28,7 @@ from wm_rllib.benchmark.job import Job, Measure
 from wm_rllib.benchmark.measuring import FAILED, SOLVED, STEP_LIMIT, TIME_LIMIT, Point, measure, untouched_generators
 from wm_rllib.benchmark.plot import common_grid
 from wm_rllib.benchmark.running import pending_jobs, run_jobs
-from wm_rllib.benchmark.store import Result, Store, slug
+from wm_rllib.benchmark.store import Result, Store, plain, slug
 from wm_rllib.benchmark.suite import Wishes, make_jobs
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
@@ -162,7 +162,7 @@ class TestStore:
     )
     def test_complete_results_are_kept(self, tmp_path, status, skipped):
         store, lines = Store(tmp_path), []
-        result = a_result([1.0], status=status)
+        result = a_result([1.0], contender="random", status=status)
         store.write(result)
         pending = pending_jobs([result.job], store, force=False, say=lines.append)
         assert pending == ([] if skipped else [result.job])
@@ -171,9 +171,46 @@ class TestStore:
 
     def test_says_when_a_kept_result_was_measured_otherwise(self, tmp_path):
         store, lines = Store(tmp_path), []
-        store.write(a_result([1.0], budgets=()))
-        assert not pending_jobs([a_job("a"), a_job("a", interval=50)], store, force=False, say=lines.append)
+        store.write(a_result([1.0], contender="random", budgets=()))
+        jobs = [a_job("random"), a_job("random", interval=50)]
+        assert not pending_jobs(jobs, store, force=False, say=lines.append)
         assert "other settings" not in lines[0] and "other settings" in lines[1]
+
+    def test_says_when_defaults_have_changed_since(self, tmp_path):
+        job = replace(a_job("wm@ppo.gamma=0.9"), env_id="CartPole-v1")
+        contender, values = find_contender(job.contender)
+        now = plain(contender.resolve(job, values))
+        before = {**now, "ppo": {**now["ppo"], "num_epochs": 99, "clip_param": 5.0}}
+        for settings, words in ((now, ""), (before, "ppo.clip_param 5.0, now 0.2 and 1 more")):
+            store, lines = Store(tmp_path), []
+            store.write(Result(job, SOLVED, settings=settings))
+            assert pending_jobs([job], store, force=False, say=lines.append) == []
+            assert words in lines[0] and ("other settings" in lines[0]) == bool(words)
+
+    def test_a_result_stays_until_there_is_a_new_one(self, tmp_path):
+        store = Store(tmp_path)
+        old = a_result([1.0])
+        store.write(old)
+        running = replace(old, status="running", curve=())
+        store.write(running)
+        assert store.read(old.job) == old and store.read_partial(old.job) == running
+        assert store.read_suite("suite") == [old]
+        new = a_result([2.0])
+        store.write(new)
+        assert store.read(old.job) == new and store.read_partial(old.job) is None
+
+    def test_one_process_measures_a_suite(self, tmp_path):
+        store = Store(tmp_path)
+        with store.writing("suite"):
+            with (
+                pytest.raises(CommandError, match=r"written by another `benchmark run`. Fix: "),
+                store.writing("suite"),
+            ):
+                pass
+            with store.writing("another"):
+                pass
+        with store.writing("suite"):
+            pass
 
 
 class TestFigures:

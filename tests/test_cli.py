@@ -272,6 +272,8 @@ def test_progress(finished):
             if name.startswith("seconds/") and name.split("/")[1] not in ("iteration", "total")
         ]
         assert all(seconds >= 0 for seconds in stages)
+        if row["phase"] == "mixed":
+            assert 0.5 * row["seconds/iteration"] < sum(stages) <= row["seconds/iteration"]
     seconds = [row["seconds/total"] for row in rows]
     assert seconds == sorted(seconds)
 

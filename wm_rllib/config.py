@@ -23,6 +23,7 @@ from wm_rllib.evaluation import MAX_LANES
 from wm_rllib.evaluation_runners import evaluate_greedily
 from wm_rllib.gate import Bounds
 from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.logs import QUIET, current_log_level
 from wm_rllib.mixing import may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
 from wm_rllib.models.mdn_rnn import MDNRNN
@@ -65,7 +66,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         self.device = "auto"
         self.seed = 0
-        self.wm_log_level = "warning"
+        self.wm_log_level = QUIET
         self.wm_run_name: str | None = None
         self.cluster_timeout_s = 40.0
         self.checkpoint_frequency = 10
@@ -214,6 +215,8 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()
         self._choose_lanes()
+        if self.wm_log_level == QUIET:  # all other processes are told what this one's logger was
+            self.wm_log_level = current_log_level()
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
         # is never larger than its merged batch (learner_calls.py).
         minibatch_size: int | None = getattr(self, "minibatch_size")  # noqa: B009  (mypy cannot see RLlib's attribute)

@@ -28,7 +28,7 @@ def _class_at(env_id: str) -> Callable[..., AnyEnv] | None:
         return None
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # of "./file.py" and of ""
         raise SettingError(
             f"environment {env_id!r}: cannot import {module_name} ({error}). "
             'Fix: write "package.module:EnvClass" with a module on the Python path.'

@@ -6,6 +6,13 @@ import logging
 import sys
 
 ROOT = "wm_rllib"
+QUIET = "warning"
+
+
+def current_log_level() -> str:
+    """The level that somebody has given this package's logger in this process, else `QUIET`."""
+    level = logging.getLogger(ROOT).level
+    return logging.getLevelName(level).lower() if level else QUIET
 
 
 def set_log_level(level: str) -> None:

@@ -55,8 +55,8 @@ METRICS: dict[str, Metric] = {
         "up to 1",
     ),
     "imagination/gate_gap": Metric(
-        "Running mean of `judged_gap` beyond chance, in deviations of returns, each at most 30; above 0 it closes the "
-        "gate.",
+        "Running mean of `judged_gap` beyond chance, in deviations of returns, each at most 30; above 0.7 it closes "
+        "the gate.",
         "standard deviations",
     ),
     "imagination/cut": Metric("Share of this iteration's dreams that were cut because M was unsure.", "0 to 1"),

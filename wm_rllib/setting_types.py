@@ -32,10 +32,11 @@ def _or_null(base: Any, words: str, optional: bool) -> Any:
     return _described(base | None, f"{words}, or null") if optional else _described(base, words)
 
 
-def whole(low: int, *, optional: bool = False) -> Any:
-    """Return the type of a whole number of at least `low`."""
-    base = Annotated[int, Field(strict=True, ge=low)]
-    return _or_null(base, f"a whole number of at least {low}", optional)
+def whole(low: int, most: int | None = None, *, optional: bool = False) -> Any:
+    """Return the type of a whole number of at least `low`, and of at most `most` if that is given."""
+    base = Annotated[int, Field(strict=True, ge=low, le=most)]
+    words = f"a whole number of at least {low}" if most is None else f"a whole number from {low} to {most}"
+    return _or_null(base, words, optional)
 
 
 def _number_words(low: float | None, high: float | None, above: float | None) -> str:

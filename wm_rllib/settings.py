@@ -200,6 +200,14 @@ def to_tree(values: Mapping[str, Any]) -> dict[str, Any]:
     return to_nested({setting.path: values[setting.path] for setting in SETTINGS if setting.path in values})
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested tree's values by dotted path, whatever they are; the inverse of `to_nested`."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
+
+
 def to_nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values by dotted path as a nested tree."""
     tree: dict[str, Any] = {}

@@ -63,10 +63,13 @@ def _section(prefix: str, *rows: tuple[str, str | None, Any, str]) -> tuple[Sett
     return tuple(Setting(f"{prefix}{key}", attr, kind, doc) for key, attr, kind, doc in rows)
 
 
+LARGEST_SEED = 2**31 - 1
+"""RLlib adds numbers of workers and a million to it, and numpy takes 32 bits."""
+
 SETTINGS: tuple[Setting, ...] = (
     *_section(
         "",
-        ("seed", "seed", whole(0, optional=True), "Seed of everything random; null draws one."),
+        ("seed", "seed", whole(0, LARGEST_SEED, optional=True), "Seed of everything random; null draws one."),
         ("device", "device", one_of("auto", "cpu", "cuda"), "Where the learners compute."),
     ),
     *_section(

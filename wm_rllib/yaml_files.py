@@ -54,6 +54,8 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise SettingError(f"{source} is not valid YAML: {_problem(error)}. Fix: correct that line.") from None
+    except ValueError as error:  # a date that there is not, which YAML takes for one
+        raise SettingError(f"{source} is not valid YAML: {error}. Fix: put it into quotes.") from None
 
 
 def read_yaml(path: str | Path) -> Any:

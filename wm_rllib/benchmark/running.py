@@ -17,9 +17,11 @@ from typing import IO
 
 import psutil
 
+from wm_rllib.benchmark.contenders import find_contender
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.measuring import FAILED, RUNNING, TIME_LIMIT
-from wm_rllib.benchmark.store import Result, Store
+from wm_rllib.benchmark.store import Result, Store, plain
+from wm_rllib.settings import flat
 
 POLL_S = 0.2
 PATIENCE_S = 10.0
@@ -41,9 +43,27 @@ def pending_jobs(jobs: Iterable[Job], store: Store, *, force: bool, say: Say) ->
         if found is None or not found.is_complete:
             pending.append(job)
             continue
-        other = "" if found.job.measured_like(job) else ", measured with other settings (--force measures it again)"
-        say(f"{job}: skipped, {store.path(job)} is complete ({found.status}{other})")
+        say(f"{job}: skipped, {store.path(job)} is complete ({found.status}{_differences(found, job)})")
     return pending
+
+
+def _differences(found: Result, job: Job) -> str:
+    """How a result was measured otherwise than the job would be now; empty if it was not."""
+    again = "(--force measures it again)"
+    if not found.job.measured_like(job):
+        return f", measured with other settings {again}"
+    contender, values = find_contender(job.contender)
+    if contender.resolve is None:
+        return ""
+    before = flat(found.settings)
+    now = flat(plain(contender.resolve(job, values)))
+    changed = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
+    if not changed:
+        return ""
+    first = min(changed)
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    words = f"{first} {json.dumps(before.get(first))}, now {json.dumps(now.get(first))}{more}"
+    return f", measured with other settings: {words} {again}"
 
 
 def run_jobs(jobs: list[Job], store: Store, *, command: str, num_parallel: int, say: Say) -> list[Result]:
@@ -96,7 +116,7 @@ class _Process:
 
     @classmethod
     def start(cls, job: Job, store: Store, command: str) -> _Process:
-        store.write(Result(job))  # an older result must not pass for this one's
+        store.write(Result(job))
         log_path = store.log_path(job)
         log = log_path.open("wb")
         request = json.dumps({"job": job.to_dict(), "command": command})
@@ -118,7 +138,7 @@ class _Process:
         """End the process if it has not ended, and settle its result."""
         timed_out = self.popen.poll() is None
         self.end()
-        result = self.store.read(self.job) or Result(self.job)
+        result = self.store.read_partial(self.job) or self.store.read(self.job) or Result(self.job)
         if result.status == RUNNING:
             status, error = (TIME_LIMIT, None) if timed_out else (FAILED, self._last_lines())
             result = replace(result, status=status, error=error)

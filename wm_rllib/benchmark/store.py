@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,12 +72,43 @@ class Store:
         path = self.path(job)
         return read_result(path) if path.exists() else None
 
+    def partial_path(self, job: Job) -> Path:
+        """Where the result of a job is kept while it runs: an older one stays until there is a new one."""
+        path = self.path(job)
+        return path.with_name(f".{path.stem}.partial.json")
+
+    def read_partial(self, job: Job) -> Result | None:
+        """Return what a job has measured that has not ended, or None if there is nothing."""
+        path = self.partial_path(job)
+        return read_result(path) if path.exists() else None
+
     def write(self, result: Result) -> Path:
         """Write a result, atomically."""
-        path = self.path(result.job)
+        partial = self.partial_path(result.job)
+        path = partial if result.status == RUNNING else self.path(result.job)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, to_json(result))
+        if path != partial:
+            partial.unlink(missing_ok=True)
         return path
+
+    @contextmanager
+    def writing(self, suite: str) -> Iterator[None]:
+        """Be the one process that measures a suite here.
+
+        Raises:
+            CommandError: Another one is.
+        """
+        folder = self.root / suite
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CommandError(
+                    f"{folder} is being written by another `benchmark run`. Fix: wait for it, or another --results."
+                ) from None
+            yield
 
     def read_suite(self, suite: str) -> list[Result]:
         """Return all results of a suite, in the order of their files' names.

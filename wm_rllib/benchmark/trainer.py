@@ -39,6 +39,7 @@ class Contender:
         values: Settings of WorldModelPPO, by dotted path, that make it what it is.
         takes_settings: Whether a spec may add settings: `wm@key.path=value`.
         needs_ray: Whether Ray has to be running.
+        resolve: What the trainer of a job would give as its `settings`, without making it; None where nobody knows.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Contender:
     values: Mapping[str, Any] = field(default_factory=dict)
     takes_settings: bool = False
     needs_ray: bool = True
+    resolve: Callable[[Job, Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -64,7 +64,8 @@ def _run(args: argparse.Namespace) -> int:
     say(f"{len(pending)} of {len(jobs)} runs to do, results in {store.root / jobs[0].suite}")
     command = "python -m wm_rllib " + shlex.join(args.argv)
     signal.signal(signal.SIGTERM, _exit)  # so that the workers end too
-    results = run_jobs(pending, store, command=command, num_parallel=num_parallel, say=say)
+    with store.writing(jobs[0].suite):
+        results = run_jobs(pending, store, command=command, num_parallel=num_parallel, say=say)
     failed = [result for result in results if not result.is_complete]
     for result in failed:
         say(f"{result.job}: failed, see {store.log_path(result.job)}")

@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wm_rllib: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("wm_rllib: interrupted before anything started", file=sys.stderr)
+        print("wm_rllib: interrupted", file=sys.stderr)
         return 130
     except Exception:  # a defect: all of it helps to find it
         traceback.print_exc()

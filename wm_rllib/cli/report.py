@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
 
     episodes = whole_number(args.episodes, "--episodes", 2, MOST_EPISODES, DEFAULT_EPISODES)
     seed = flag_value(args.seed, "seed", "--seed") or 0
+    if args.no_dream and args.tensorboard:
+        raise CommandError("--tensorboard writes what --no-dream leaves out. Fix: remove one of the two.")
     history = read_run(args.run)
     output = Path(args.output) if args.output else history.path / "report.html"
     check_folder(output)

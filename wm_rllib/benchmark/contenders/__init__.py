@@ -51,7 +51,7 @@ def _plug_in(path: str) -> Contender:
     module_name, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SettingError(
             f"contender {path!r} cannot be imported ({error}). Fix: package.module:CONTENDER, on the Python path."
         ) from None

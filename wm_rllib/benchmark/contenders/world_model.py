@@ -72,6 +72,10 @@ def make_config(job: Job, values: Mapping[str, Any]) -> Any:
     return config
 
 
+def _resolve(job: Job, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return resolved_tree(make_config(job, values), {})
+
+
 def _check(job: Job, values: Mapping[str, Any]) -> None:
     if not values.get("world_model.data_collection.online", True):
         raise CommandError(
@@ -106,12 +110,16 @@ def _make_tuned(job: Job, values: Mapping[str, Any]) -> WorldModelTrainer:
     return WorldModelTrainer(job, {**tuned_values(job.env_id), **values})
 
 
+def _resolve_tuned(job: Job, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _resolve(job, {**tuned_values(job.env_id), **values})
+
+
 def _check_tuned(job: Job, values: Mapping[str, Any]) -> None:
     _check(job, {**tuned_values(job.env_id), **values})
 
 
 def _ablation(name: str, description: str, values: Mapping[str, Any]) -> Contender:
-    return Contender(name, description, WorldModelTrainer, _check, values, takes_settings=True)
+    return Contender(name, description, WorldModelTrainer, _check, values, takes_settings=True, resolve=_resolve)
 
 
 def _sweep(suffix: str, path: str, *values: float) -> tuple[Contender, ...]:
@@ -127,6 +135,7 @@ WORLD_MODEL_CONTENDERS = (
         _make_tuned,
         _check_tuned,
         takes_settings=True,
+        resolve=_resolve_tuned,
     ),
     _ablation("wm-auto", "the gate chooses ratio and horizon", {_RATIO: "auto"}),
     _ablation("wm-no-imagination", "V and M trained, C learns from real steps alone (ratio 0)", {_RATIO: 0.0}),
