@@ -193,5 +193,13 @@ def test_realised_ratio(real: int, imagined: int, expected: float):
 
 def test_rounds_of_a_schedule_are_whole():
     schedule = [[0, 6], [100, 6], [200, 1]]
-    assert [rounds_at(schedule, step) for step in (0, 100, 120, 150, 199, 200, 10_000)] == [6, 6, 5, 4, 1, 1, 1]
-    assert rounds_at(3, 500) == 3
+    for seen in (False, True):
+        rounds = [rounds_at(schedule, step, seen_an_end=seen) for step in (0, 100, 120, 150, 199, 200, 10_000)]
+        assert rounds == [6, 6, 5, 4, 1, 1, 1]
+        assert rounds_at(3, 500, seen_an_end=seen) == 3
+
+
+def test_rounds_by_themselves_are_more_once_it_is_known_how_episodes_end():
+    steps = (0, 500, 1000, 1500, 10_000)
+    assert [rounds_at("auto", step, seen_an_end=False) for step in steps] == [6] * 5
+    assert [rounds_at("auto", step, seen_an_end=True) for step in steps] == [18, 18, 12, 6, 6]

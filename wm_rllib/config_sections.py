@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
-from wm_rllib.mixing import Ratio, Schedule
+from wm_rllib.mixing import AUTO, Ratio, Schedule
 
 if TYPE_CHECKING:
     from wm_rllib.config import WorldModelPPOConfig
@@ -77,8 +77,7 @@ class WorldModelSections:
         self.exploration_bonus: float | Schedule = [[0, 0.1], [2000, 0.1], [8000, 0.0]]
         self.optimism: float | Schedule = [[0, 1.0], [2000, 1.0], [8000, 0.0]]
         self.temperature = 1.0
-        # At first C has everything to learn; later on so many rounds would have it follow M's errors.
-        self.num_dream_rounds: int | Schedule = [[0, 18], [500, 18], [1500, 6]]
+        self.num_dream_rounds: int | Schedule | str = AUTO
         self.dream_batch_size = 12_800
         self.burn_in = 15
         self.max_staleness = 1
@@ -217,7 +216,7 @@ class WorldModelSections:
         exploration_bonus: float | Schedule = NotProvided,
         optimism: float | Schedule = NotProvided,
         temperature: float = NotProvided,
-        num_dream_rounds: int | Schedule = NotProvided,
+        num_dream_rounds: int | Schedule | str = NotProvided,
         dream_batch_size: int = NotProvided,
         burn_in: int = NotProvided,
         max_staleness: int = NotProvided,
@@ -247,7 +246,8 @@ class WorldModelSections:
                 expects, where those differ more than is usual on real steps; 0: none. Or a schedule.
             temperature: tau of M's mixture.
             num_dream_rounds: Dream-and-update rounds for each round of real steps, each with the newest policy; or a
-                schedule [[timestep, value], ...], rounded.
+                schedule [[timestep, value], ...], rounded. "auto": 6, and once an episode has terminated 18, from 500
+                to 1,500 real steps falling to 6.
             dream_batch_size: Rows of an update when the ratio is 1 (there are no real rows to count from).
             burn_in: Real steps before a dream's start that h is computed from.
             max_staleness: Iterations that a fragment's weights may lag; older fragments are dropped and counted.

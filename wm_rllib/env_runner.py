@@ -61,6 +61,7 @@ class Collected:
         shard_rows: Env steps in each shard.
         raw_ref: Reference to a list of raw episodes, for the replay.
         num_timesteps: Env steps of this call.
+        num_ends: Episodes that terminated in it.
         sequence: Record of the parameter server that both versions come from.
         world_model_version: With which V and M the features were computed.
         policy_version: With which C the actions were chosen.
@@ -72,6 +73,7 @@ class Collected:
     shard_rows: list[int]
     raw_ref: ray.ObjectRef
     num_timesteps: int
+    num_ends: int
     sequence: int
     world_model_version: int
     policy_version: int
@@ -167,6 +169,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             shard_rows=[sum(map(len, shard)) for shard in shards],
             raw_ref=ray.put(raw),
             num_timesteps=sum(map(len, episodes)),
+            num_ends=sum(episode.is_terminated for episode in episodes),
             sequence=self._client.sequence,
             world_model_version=self._client.world_model_version,
             policy_version=self._client.policy_version,

@@ -7,6 +7,11 @@ from itertools import pairwise
 from typing import Literal
 
 AUTO = "auto"
+
+ROUNDS: Schedule = [[0, 18], [500, 18], [1500, 6]]
+ROUNDS_BEFORE_AN_END = 6
+"""Dream rounds of "auto". In the first iterations C has everything to learn, and where M knows how episodes end it is
+worth much dreaming. Where it does not, C would settle for what costs least before a real step has met what counts."""
 """The ratio that the gate chooses in each iteration (`gate.py`)."""
 
 LARGEST_MIXED_RATIO = 0.999
@@ -87,8 +92,10 @@ def value_at(value: float | Schedule, timestep: int) -> float:
     return float(value[-1][1])
 
 
-def rounds_at(rounds: int | Schedule, timestep: int) -> int:
-    """Dream rounds at `timestep`, rounded."""
+def rounds_at(rounds: int | Schedule | str, timestep: int, *, seen_an_end: bool) -> int:
+    """Dream rounds at `timestep`, rounded; "auto" dreams more once it has been seen how an episode ends."""
+    if isinstance(rounds, str):
+        rounds = ROUNDS if seen_an_end else ROUNDS_BEFORE_AN_END
     return round(value_at(rounds, timestep))
 
 

@@ -104,11 +104,10 @@ def _or_schedule(value: Any, words: str) -> Any:
     return _described(value | schedule, rule, AfterValidator(_check_schedule))
 
 
-def number_or_schedule_or_word(low: float, high: float, word: str) -> Any:
-    """Return the type of a number in [low, high], a schedule of such numbers, or one literal word."""
-    schedule = number_or_schedule(low, high)
+def or_word(kind: Any, word: str) -> Any:
+    """Return the type of what `kind` takes, or one literal word."""
     literal: Any = Literal[word]
-    return _described(schedule | literal, f'{rule_of(schedule)}; or "{word}"')
+    return _described(kind | literal, f'{rule_of(kind)}; or "{word}"')
 
 
 def number_range(least: float | None = None, most: float | None = None) -> Any:

@@ -20,10 +20,10 @@ from wm_rllib.setting_types import (
     number,
     number_or_infinity,
     number_or_schedule,
-    number_or_schedule_or_word,
     number_or_word,
     number_range,
     one_of,
+    or_word,
     resources,
     text,
     whole,
@@ -169,7 +169,7 @@ SETTINGS: tuple[Setting, ...] = (
         (
             "imagination_ratio",
             "imagination_ratio",
-            number_or_schedule_or_word(0, 1, "auto"),
+            or_word(number_or_schedule(0, 1), "auto"),
             "Imagined share of the PPO batch; auto: the gate decides, from how well M predicts.",
         ),
         (
@@ -202,8 +202,9 @@ SETTINGS: tuple[Setting, ...] = (
         (
             "num_dream_rounds",
             "num_dream_rounds",
-            whole_or_schedule(1),
-            "Dream-and-update rounds of an iteration.",
+            or_word(whole_or_schedule(1), "auto"),
+            "Dream-and-update rounds of an iteration; auto: 6, and once an episode has terminated 18, from 500 to 1500 "
+            "real steps falling to 6.",
         ),
         ("dream_batch_size", "dream_batch_size", whole(1), "Rows of a PPO batch when the ratio is 1."),
         ("burn_in", "burn_in", whole(0), "Real steps that set h before a dream starts."),

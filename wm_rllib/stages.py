@@ -146,6 +146,7 @@ class Stages:
                 self.report.add_replay(call(self.parts.replay.service, "add", real.raw_refs))
         self.parts.metrics.aggregate(real.metrics, key=ENV_RUNNER_RESULTS)
         state.num_env_steps += real.num_timesteps
+        state.num_ends += sum(part.num_ends for part in parts)
         if state.phase is Phase.MIXED:
             state.pending_updates += self.config.updates_per_step * real.num_timesteps
         return real
@@ -248,7 +249,8 @@ class Stages:
     @property
     def num_rounds(self) -> int:
         """Of dreams and updates, as of the real steps so far."""
-        return rounds_at(self.config.num_dream_rounds, self.parts.state.num_env_steps)
+        state = self.parts.state
+        return rounds_at(self.config.num_dream_rounds, state.num_env_steps, seen_an_end=state.num_ends > 0)
 
     def update(
         self,
