@@ -148,6 +148,17 @@ def test_dream_rounds_by_a_schedule(built, merges):
     assert [result["policy"]["version"] for result in results] == np.cumsum(rounds).tolist()
 
 
+@pytest.mark.parametrize(("env", "rounds"), [("CartPole-v1", 18), ("Pendulum-v1", 6)])
+def test_dream_rounds_by_themselves(env, rounds, local_ray):
+    """CartPole's random episodes terminate; Pendulum's never do."""
+    algorithm = tiny_config(env, num_dream_rounds="auto").build_algo()
+    try:
+        for result in mixed_results(algorithm, 2):
+            assert len(result["imagination"]["rows_by_round"]) == rounds
+    finally:
+        algorithm.stop()
+
+
 def test_each_round_dreams_with_the_newest_policy_and_world_model(built, monkeypatch):
     algorithm = built(num_dream_rounds=3)
     parts = []

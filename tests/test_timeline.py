@@ -358,6 +358,8 @@ def test_chunks_say_how_they_came_about():
             CollectRequest(steps, 1, random_actions=False, seed=None, greedy_fraction=0.5)
         )
         by_env: dict[int, list[SingleAgentEpisode]] = {}
+        assert collected.num_ends == sum(chunk.is_terminated for chunk in ray.get(collected.raw_ref))
+        assert bool(collected.num_ends) == (steps == 36)
         for chunk in ray.get(collected.raw_ref):
             by_env.setdefault(int(chunk.get_observations(0)[0]), []).append(chunk)
         assert sorted(by_env) == [0, 1, 2, 3]
