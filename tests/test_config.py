@@ -37,11 +37,20 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
     [
         (lambda c: c.env_runners(module_to_env_connector=lambda *_: None), "module_to_env_connector is not supported"),
         (lambda c: c.evaluation(evaluation_duration_unit="timesteps"), "evaluation_duration_unit = 'timesteps'"),
+        (lambda c: c.env_runners(batch_mode="complete_episodes"), "batch_mode = 'complete_episodes'"),
+        (
+            lambda c: c.world_model(replay_directory="here"),
+            "replay_directory = 'here' .* but replay_storage = 'memory'",
+        ),
+        (
+            lambda c: c.world_model(replay_directory="no/such", replay_storage="disk"),
+            "replay_directory = 'no/such' is no folder",
+        ),
         (lambda c: c.reporting(min_time_s_per_iteration=5), "min_time_s_per_iteration = 5"),
         (lambda c: c.reporting(min_train_timesteps_per_iteration=9), "min_train_timesteps_per_iteration = 9"),
         (lambda c: c.reporting(min_sample_timesteps_per_iteration=9), "min_sample_timesteps_per_iteration = 9"),
     ],
-    ids=["connector", "duration", "time", "train", "sample"],
+    ids=["connector", "duration", "batch mode", "storage", "folder", "time", "train", "sample"],
 )
 def test_settings_of_rllibs_that_would_go_wrong_are_refused(nothing_starts: None, change: Any, said: str):
     config = tiny_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ def _broken(config: Any) -> Iterator[str]:
             "transfer_frozen = True keeps what comes from another run, but transfer_from = None names none. Fix: "
             "transfer_from a checkpoint, or transfer_frozen false."
         )
+    yield from _of_replay(config)
     yield from _of_dreams(config)
     if not config.online_collection:
         yield from _of_dreams_alone(config)
@@ -61,6 +63,11 @@ def _of_rllib(config: Any) -> Iterator[str]:
             f"evaluation_duration_unit = {config.evaluation_duration_unit!r} must be 'episodes': evaluations play "
             "whole ones. Fix: evaluation_duration in episodes."
         )
+    if config.batch_mode != "truncate_episodes":
+        yield (
+            f"batch_mode = {config.batch_mode!r} must be 'truncate_episodes': env runners are asked for steps, and cut "
+            "episodes are bootstrapped. Fix: leave it out."
+        )
     for name in ("min_time_s_per_iteration", "min_train_timesteps_per_iteration", "min_sample_timesteps_per_iteration"):
         if getattr(config, name):
             yield (
@@ -73,6 +80,19 @@ def _of_rllib(config: Any) -> Iterator[str]:
             "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
             "use_lstm False."
         )
+
+
+def _of_replay(config: Any) -> Iterator[str]:
+    folder = config.replay_directory
+    if folder is None:
+        return
+    if config.replay_storage != "disk":
+        yield (
+            f"replay_directory = {folder!r} is where replay_storage disk has its files, but replay_storage = "
+            f"{config.replay_storage!r}. Fix: replay_storage disk, or replay_directory null."
+        )
+    elif not config.in_evaluation and not os.path.isdir(folder):
+        yield f"replay_directory = {folder!r} is no folder on this machine. Fix: make it, or name another."
 
 
 def _of_dreams(config: Any) -> Iterator[str]:

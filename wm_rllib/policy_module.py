@@ -10,7 +10,7 @@ from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPP
 from torch import Tensor, nn
 
 UNITS_RATE = 0.2
-"""How far one update moves the critic's units: six dream rounds of an iteration cover three quarters of the way."""
+"""How far one update moves the critic's units: six dream rounds cover three quarters of the way."""
 
 
 def moved_units(mean: Tensor, scale: Tensor, target_mean: Tensor, target_std: Tensor) -> tuple[Tensor, Tensor]:
