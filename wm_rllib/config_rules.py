@@ -63,7 +63,7 @@ def _of_rllib(config: Any) -> Iterator[str]:
             f"evaluation_duration_unit = {config.evaluation_duration_unit!r} must be 'episodes': evaluations play "
             "whole ones. Fix: evaluation_duration in episodes."
         )
-    if config.batch_mode != "truncate_episodes":
+    if config.batch_mode != "truncate_episodes" and not config.in_evaluation:  # RLlib's evaluations have it
         yield (
             f"batch_mode = {config.batch_mode!r} must be 'truncate_episodes': env runners are asked for steps, and cut "
             "episodes are bootstrapped. Fix: leave it out."
