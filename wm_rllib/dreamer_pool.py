@@ -263,9 +263,8 @@ class DreamerPool:
         self._overdue &= set(self._manager.healthy_actor_ids()) if self._abandoned else set()
 
     def _requests(self, order: DreamOrder, missing: list[int], workers: int, seed: int | None) -> list[DreamRequest]:
-        shares = zip(*(split_lanes(count, workers, order.horizon) for count in missing), strict=True)
-        # Fewer rows than dreamers leave some without a share, and a dream of no lanes is none.
-        rows = [list(share) for share in shares if sum(share)]
+        # Fewer dreams than dreamers leave some without a share, and a dream of no lanes is none.
+        rows = [share for share in split_lanes(missing, workers, order.horizon) if sum(share)]
         if seed is not None:
             call(self._replay, "reseed", seed)
         requests: list[DreamRequest] = []

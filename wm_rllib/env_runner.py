@@ -169,7 +169,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             shard_rows=[sum(map(len, shard)) for shard in shards],
             raw_ref=ray.put(raw),
             num_timesteps=sum(map(len, episodes)),
-            num_ends=sum(episode.is_terminated for episode in episodes),
+            num_ends=sum(bool(episode.is_terminated) for episode in episodes),
             sequence=self._client.sequence,
             world_model_version=self._client.world_model_version,
             policy_version=self._client.policy_version,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Literal
 
 AUTO = "auto"
@@ -49,14 +49,18 @@ def split_evenly(total: int, parts: int) -> list[int]:
     return [quotient + (i < remainder) for i in range(parts)]
 
 
-def split_lanes(rows: int, parts: int, horizon: int) -> list[int]:
-    """`rows` as `parts` numbers of rows in whole dreams of `horizon` steps, but for one of them; some may be 0.
+def split_lanes(rows: list[int], parts: int, horizon: int) -> list[list[int]]:
+    """Rows for each learner as `parts` such lists, in whole dreams of `horizon` steps but for each learner's last one.
 
-    Evenly split rows would be dreams shorter than the horizon as soon as there are fewer rows than dreamers fill.
+    Dreams are dealt out one by one, so that the parts differ by one dream at most; some may be left without. Evenly
+    split rows would be dreams shorter than the horizon as soon as there are fewer dreams than parts.
     """
-    whole, rest = divmod(rows, horizon)
-    lanes = split_evenly(whole, parts)
-    return [horizon * count + (rest if i == whole % parts else 0) for i, count in enumerate(lanes)]
+    shares = [[0] * len(rows) for _ in range(parts)]
+    part = cycle(shares)
+    for learner, count in enumerate(rows):
+        for start in range(0, count, horizon):
+            next(part)[learner] += min(horizon, count - start)
+    return shares
 
 
 def realised_ratio(num_real: int, num_imagined: int) -> float:
