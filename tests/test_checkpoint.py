@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from remote import train_until
 from snapshots import assert_equal, snapshot
 from tiny import tiny_config
@@ -136,8 +137,11 @@ def test_an_older_state_is_restored_in_place(build, saved):
 def test_weights_alone_change_nothing_else(build, saved):
     algorithm = build(checkpoint=saved.path)
     before = snapshot(algorithm)
+    number = algorithm.learner_group.get_state()["learner"][WEIGHTS_SEQ_NO]
     algorithm.learner_group.set_weights(algorithm.learner_group.get_weights())
     assert_equal(snapshot(algorithm), before)
+    # Whoever takes over this one's state compares the number with its own.
+    assert algorithm.learner_group.get_state()["learner"][WEIGHTS_SEQ_NO] == number > 0
 
 
 # --- killed and resumed ----------------------------------------------------------------------------------------------

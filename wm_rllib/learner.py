@@ -318,8 +318,10 @@ class WorldModelPPOLearner(FittingLearner):
         learning rates, and the schedulers' values stem from before.
         """
         # RLlib loads no weights whose number is below that of those it has: a state of before would lose its own.
-        self._weights_seq_no = -1
+        number, self._weights_seq_no = self._weights_seq_no, -1
         super().set_state(state)
+        if self._weights_seq_no < 0:  # the state has no number
+            self._weights_seq_no = number
         if TIMESTEP not in state:
             return  # weights alone
         kept = state[CONFIGURED_KL_COEFF] == self.config.kl_coeff
