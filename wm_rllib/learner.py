@@ -318,7 +318,8 @@ class WorldModelPPOLearner(FittingLearner):
         learning rates, and the schedulers' values stem from before.
         """
         # RLlib loads no weights whose number is below that of those it has: a state of before would lose its own.
-        number, self._weights_seq_no = self._weights_seq_no, -1
+        number: int = getattr(self, "_weights_seq_no")  # noqa: B009  (mypy cannot see RLlib's attribute)
+        self._weights_seq_no = -1
         super().set_state(state)
         if self._weights_seq_no < 0:  # the state has no number
             self._weights_seq_no = number
