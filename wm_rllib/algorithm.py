@@ -131,6 +131,7 @@ class WorldModelPPO(EvaluatedPPO):
             log_level=self.config.wm_log_level,
             num_threads=max(1, int(self.config.num_cpus_per_dreamer)) if remote else 0,
             device="cuda" if remote and self.config.num_gpus_per_dreamer else "cpu",
+            precision=self.config.dream_precision,
         )
 
     # --- one iteration -----------------------------------------------------------------------------------------------

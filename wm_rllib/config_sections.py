@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
 from wm_rllib.mixing import AUTO, Ratio, Schedule
+from wm_rllib.precision import FLOAT32
 
 if TYPE_CHECKING:
     from wm_rllib.config import WorldModelPPOConfig
@@ -67,6 +68,7 @@ class WorldModelSections:
         self.num_cpus_per_dreamer = 1.0
         self.num_gpus_per_dreamer = 0.0
         self.custom_resources_per_dreamer: dict[str, float] = {}
+        self.dream_precision = FLOAT32
         self.num_cpus_for_replay = 0.25
         self.remote_replay: bool | None = None
         self.imagination_ratio: Ratio = 0.99
@@ -206,6 +208,7 @@ class WorldModelSections:
         num_cpus_per_dreamer: float = NotProvided,
         num_gpus_per_dreamer: float = NotProvided,
         custom_resources_per_dreamer: dict[str, float] = NotProvided,
+        dream_precision: str = NotProvided,
         num_cpus_for_replay: float = NotProvided,
         remote_replay: bool | None = NotProvided,
         imagination_ratio: Ratio = NotProvided,
@@ -231,6 +234,8 @@ class WorldModelSections:
             num_cpus_per_dreamer: CPUs to reserve for each.
             num_gpus_per_dreamer: Share of a GPU for each.
             custom_resources_per_dreamer: Amounts of Ray's custom resources for each: on which nodes it may run.
+            dream_precision: What dreamers multiply in: "float32", or "bfloat16", for processors with AVX512-BF16 or
+                AMX and GPUs from Ampere on. It pays for large networks, an LSTM of some 256 units and more.
             num_cpus_for_replay: CPUs to reserve for the replay actor.
             remote_replay: Whether the replay is an actor; None: when any other part is.
             imagination_ratio: Imagined fraction of the merged batch, a schedule [[timestep, value], ...], or "auto":

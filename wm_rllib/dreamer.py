@@ -24,6 +24,7 @@ from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient
 from wm_rllib.policy_network import make_policy
+from wm_rllib.precision import FLOAT32, dtype_of
 from wm_rllib.seeding import seed_process
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class DreamerSpec:
     log_level: str
     num_threads: int
     device: str
+    precision: str = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Dreamer(FaultAwareApply):
         if spec.num_threads:
             torch.set_num_threads(spec.num_threads)
         self._device = torch.device(spec.device)
+        self._dtype = dtype_of(spec.precision)
         self._world_model = WorldModel(spec.world_model).eval().to(self._device)
         self._module = spec.policy.build().to(self._device)
         self._client = ParameterClient(server)
@@ -172,7 +175,16 @@ class Dreamer(FaultAwareApply):
         policy = make_policy(self._module)
         how = request.horizon, request.temperature, request.max_disagreement
         bonus, optimism = request.exploration_bonus, request.optimism
-        return dream(self._world_model, policy, z, state, *how, exploration_bonus=bonus, optimism=optimism)
+        return dream(
+            self._world_model,
+            policy,
+            z,
+            state,
+            *how,
+            exploration_bonus=bonus,
+            optimism=optimism,
+            dtype=self._dtype,
+        )
 
 
 def shard_lanes(lanes: Dream, rows: list[int], horizon: int) -> list[list[Dream]]:

@@ -1,4 +1,4 @@
-"""What the learner's networks multiply in: float32, or bfloat16 under torch.autocast."""
+"""What networks multiply in: float32, or bfloat16; in learners under torch.autocast."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of this name."""
+    return {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}[precision]
 
 
 class Precision:

@@ -255,6 +255,12 @@ SETTINGS: tuple[Setting, ...] = (
             resources(),
             "Custom resources of each dreamer: on which nodes it may run.",
         ),
+        (
+            "precision",
+            "dream_precision",
+            one_of("float32", "bfloat16"),
+            "What dreamers multiply in; bfloat16 pays for large networks, on processors that have it.",
+        ),
         ("num_cpus_for_replay", "num_cpus_for_replay", number(0), "CPUs of the replay actor."),
         ("remote_replay", "remote_replay", boolean(optional=True), "Replay in an actor; null: if anything else is."),
         ("dreamer_timeout_s", "dreamer_timeout_s", number(above=0), "Longest wait for lost dreamers."),

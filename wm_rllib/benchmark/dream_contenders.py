@@ -30,6 +30,7 @@ from wm_rllib.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import dream
 from wm_rllib.parameter_server import ParameterServer, make_record
 from wm_rllib.policy_network import make_policy
+from wm_rllib.precision import BFLOAT16, FLOAT32, dtype_of
 from wm_rllib.replay_service import ReplayService
 
 EPISODE_LENGTH = 100
@@ -44,6 +45,7 @@ class DreamSize:
     lanes: int
     horizon: int
     burn_in: int
+    precision: str = FLOAT32
 
     @property
     def rows(self) -> int:
@@ -67,6 +69,7 @@ PAPER = DreamSize(
 )
 SIZES = {
     "paper": PAPER,
+    "paper, bfloat16": DreamSize(PAPER.settings, lanes=256, horizon=15, burn_in=0, precision=BFLOAT16),
     "paper, burn-in 15": DreamSize(PAPER.settings, lanes=256, horizon=15, burn_in=15),
     "default": DreamSize({}, lanes=250, horizon=50, burn_in=15),
 }
@@ -112,7 +115,8 @@ class OurDream:
         self._world_model = runner.world_model.eval()
         self._module = policy.build()
         self._policy_hidden_dims = list(config.policy_hidden_dims)
-        self._spec = DreamerSpec(self._world_model.config, policy, "warning", num_threads=1, device="cpu")
+        how: dict[str, Any] = {"num_threads": 1, "device": "cpu", "precision": size.precision}
+        self._spec = DreamerSpec(self._world_model.config, policy, "warning", **how)
         self._start_actors()
 
     def _start_actors(self) -> None:
@@ -155,7 +159,8 @@ class OurDream:
         z = torch.randn(self.size.lanes, self._world_model.config.vae.latent_dim)
         state = self._world_model.mdn_rnn.initial_state(self.size.lanes)
         start = time.perf_counter()
-        dream(self._world_model, make_policy(self._module), z, state, self.size.horizon, 1.0)
+        dtype = dtype_of(self.size.precision)
+        dream(self._world_model, make_policy(self._module), z, state, self.size.horizon, 1.0, dtype=dtype)
         return time.perf_counter() - start
 
     def stop(self) -> None:

@@ -189,10 +189,11 @@ class PlainActor:
 class ControllerActor:
     """Runs a controller's network in place; log-probabilities are computed for all steps at once."""
 
-    def __init__(self, controller: Controller, world_model: WorldModel, noise: Tensor):
+    def __init__(self, controller: Controller, world_model: WorldModel, noise: Tensor, dtype: torch.dtype):
         self._codec = world_model.codec
         network, self._sampler, self._noise = controller.network, controller.sampler, noise
-        self._network = Stack(flat_layers(network), noise.shape[1]) if isinstance(network, nn.Module) else network
+        rows = noise.shape[1]
+        self._network = Stack(flat_layers(network), rows, dtype=dtype) if isinstance(network, nn.Module) else network
         self._inputs: list[Tensor] = []
         self._actions: list[Tensor] = []
 
@@ -222,6 +223,7 @@ def dream(
     noise: DreamNoise | None = None,
     exploration_bonus: float = 0.0,
     optimism: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Dream:
     """Imagines `horizon` steps in each of B lanes, from start latents [B, Z] and states [B, D].
 
@@ -241,14 +243,17 @@ def dream(
         exploration_bonus: Reward for steps of which M is unsure; see `bonus`.
         optimism: How many standard deviations of M's ensemble above its expectation rewards are; see
             `MDNRNN.optimism`.
+        dtype: What large products are computed in: float32, or bfloat16, whose three digits are less than what M gets
+            wrong. The result is float32, and what is known of rewards and ends is not rounded. An M or a C of your own
+            is not touched.
     """
     with torch.no_grad():
         noise = noise or draw_dream_noise(world_model, policy, horizon, len(start_z))
         # Made outside of inference mode: whoever gets the dream may compute gradients of what is made of it.
         features = start_z.new_empty(len(start_z), horizon, world_model.feature_dim)
         bootstrap = start_z.new_empty(len(start_z), world_model.feature_dim)
-        transition = make_transition(world_model, start_z, start_state, noise, temperature, max_disagreement)
-        actor = make_actor(policy, world_model, noise)
+        transition = make_transition(world_model, start_z, start_state, noise, temperature, max_disagreement, dtype)
+        actor = make_actor(policy, world_model, noise, dtype)
         # A user's own code may keep tensors that it meets, and want gradients of them later.
         ours = isinstance(transition, FusedTransition) and isinstance(actor, ControllerActor)
         with torch.inference_mode() if ours else torch.no_grad():
@@ -305,10 +310,12 @@ def unsureness(mdn_rnn: MDNRNN, z: Tensor, action: Tensor) -> Tensor:
     return mdn_rnn.reward_scale * (mdn_rnn.disagreement(z, action) - 1.0).clamp(0.0, MAX_BONUS)
 
 
-def make_actor(policy: Policy, world_model: WorldModel, noise: DreamNoise) -> PlainActor | ControllerActor:
+def make_actor(
+    policy: Policy, world_model: WorldModel, noise: DreamNoise, dtype: torch.dtype = torch.float32
+) -> PlainActor | ControllerActor:
     """The fastest way to ask this C."""
     if isinstance(policy, Controller) and noise.action is not None:
-        return ControllerActor(policy, world_model, noise.action)
+        return ControllerActor(policy, world_model, noise.action, dtype)
     return PlainActor(policy, world_model)
 
 
@@ -319,6 +326,7 @@ def make_transition(
     noise: DreamNoise,
     temperature: float,
     max_disagreement: float | None,
+    dtype: torch.dtype = torch.float32,
 ) -> Transition:
     """The fastest way to step this M."""
     if not can_fuse(world_model.mdn_rnn):
@@ -332,6 +340,7 @@ def make_transition(
         noise.death_logit,
         noise.restart,
         make_cutter(world_model.mdn_rnn, max_disagreement),
+        dtype,
     )
 
 

@@ -44,15 +44,16 @@ class Cell:
     Args:
         lstm: Its weights are copied.
         rows: B.
+        dtype: What its product is computed in; see `affine`.
     """
 
-    def __init__(self, lstm: nn.LSTM, rows: int):
+    def __init__(self, lstm: nn.LSTM, rows: int, dtype: torch.dtype = torch.float32):
         size = lstm.hidden_size
         weight_ih, weight_hh, bias_ih, bias_hh = (parameter.detach() for parameter in lstm.parameters())
         weight, bias = torch.cat([weight_hh, weight_ih], 1), bias_ih + bias_hh
         weight[2 * size : 3 * size] *= 2.0
         bias[2 * size : 3 * size] *= 2.0
-        self._affine = affine(weight, bias, rows)
+        self._affine = affine(weight, bias, rows, dtype)
         self._size = size
         self._scratch = weight.new_empty(rows, size)
 
@@ -114,17 +115,18 @@ class MixtureHead:
     Args:
         mdn_rnn: Its weights are copied.
         rows: B.
+        dtype: What its products are computed in; see `affine`.
     """
 
-    def __init__(self, mdn_rnn: MDNRNN, rows: int):
+    def __init__(self, mdn_rnn: MDNRNN, rows: int, dtype: torch.dtype = torch.float32):
         config = mdn_rnn.config
         self._config = config
         components, width = config.num_mixtures, config.latent_dim
         self._joint = config.mixture == "joint"
         device = mdn_rnn.reward_mean.device
         parts = torch.arange(2 * components * width, device=device).view(2, components, width)
-        self._network = Stack(flat_layers(mdn_rnn.mixture_head), rows, parts.transpose(0, 1).flatten())
-        self._weights = Stack(flat_layers(mdn_rnn.weight_head), rows)
+        self._network = Stack(flat_layers(mdn_rnn.mixture_head), rows, parts.transpose(0, 1).flatten(), dtype)
+        self._weights = Stack(flat_layers(mdn_rnn.weight_head), rows, dtype=dtype)
         self._shape = (rows, components, 2 * width)
         self._offsets = components * torch.arange(rows, device=device)
         self._change_scale = mdn_rnn.change_scale
@@ -180,6 +182,8 @@ class FusedTransition:
         death_logit: [H, B]; a lane ends where M's logit of termination is above it.
         restart: [H, B]; the start state that a lane goes on from then.
         cutter: Ends dreams of which M is unsure, or None.
+        dtype: What the LSTM's and the mixture's products are computed in. Rewards and terminations stay float32: they
+            are read off the change of z, a difference that bfloat16 has no digits for.
     """
 
     def __init__(
@@ -192,12 +196,13 @@ class FusedTransition:
         death_logit: Tensor,
         restart: Tensor,
         cutter: Cutter | None,
+        dtype: torch.dtype = torch.float32,
     ):
         rows = len(start_z)
         self._mdn_rnn = mdn_rnn
         self._lanes, self._spare = (Lanes(mdn_rnn, start_z, start_state) for _ in range(2))
-        self._cell = Cell(mdn_rnn.lstm, rows)
-        self._head = MixtureHead(mdn_rnn, rows)
+        self._cell = Cell(mdn_rnn.lstm, rows, dtype)
+        self._head = MixtureHead(mdn_rnn, rows, dtype)
         self._outcome = Stack(outcome_layers(mdn_rnn), rows)
         self._gumbel, self._normal = temperature * noise.gumbel, math.sqrt(temperature) * noise.normal
         self._death_logit = death_logit

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 Operation = Callable[[Tensor], Tensor]
 
-SMALLEST_ONEDNN_PRODUCT = 2.5e6
-"""In floating-point operations; below, oneDNN's call costs more than its product saves."""
+SMALLEST_LARGE_PRODUCT = 2.5e6
+"""In floating-point operations; below, oneDNN's call, or a cast to bfloat16, costs more than it saves."""
 
 
 class Stack:
@@ -26,16 +26,23 @@ class Stack:
         layers: Applied one after the other.
         rows: B.
         output_order: Which of the last layer's outputs stand where; that layer must be linear.
+        dtype: What large products are computed in; see `affine`.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], rows: int, output_order: Tensor | None = None):
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        rows: int,
+        output_order: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
         self._operations: list[Operation] = []
         owned = folded = False
         for index, layer in enumerate(layers):
             following = layers[index + 1] if index + 1 < len(layers) else None
             if is_plain(layer, nn.Linear):
                 order = output_order if following is None else None
-                self._operations.append(_affine(layer, rows, folded, is_plain(following, nn.Tanh), order))
+                self._operations.append(_affine(layer, rows, dtype, folded, is_plain(following, nn.Tanh), order))
                 owned, folded = True, False
             elif is_plain(layer, nn.Tanh) and is_plain(layers[index - 1] if index else None, nn.Linear):
                 self._operations.append(torch.sigmoid_)
@@ -53,7 +60,7 @@ class Stack:
         return x
 
 
-def affine(weight: Tensor, bias: Tensor, rows: int) -> Operation:
+def affine(weight: Tensor, bias: Tensor, rows: int, dtype: torch.dtype = torch.float32) -> Operation:
     """The map from x [B, in] to x weight^T + bias [B, out], which may lie in a buffer that is reused.
 
     torch multiplies float32 matrices on x86 CPUs by MKL. On an AMD EPYC with AVX-512, oneDNN, called as torch.compile
@@ -63,13 +70,29 @@ def affine(weight: Tensor, bias: Tensor, rows: int) -> Operation:
         weight: [out, in].
         bias: [out].
         rows: B.
+        dtype: What x and the weights are rounded to where the product is large; the result is float32 in any case.
     """
-    is_large = 2 * rows * weight.numel() >= SMALLEST_ONEDNN_PRODUCT
-    if is_large and weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        linear = torch.ops.mkldnn._linear_pointwise
-        return lambda x: linear(x, weight, bias, "none", [], "")
-    out, transposed = weight.new_empty(rows, len(weight)), weight.t()
+    is_large = 2 * rows * weight.numel() >= SMALLEST_LARGE_PRODUCT
+    out = weight.new_empty(rows, len(weight))
+    if is_large and dtype != torch.float32:
+        product = _product(weight.to(dtype), bias.to(dtype))
+        return lambda x: out.copy_(product(x.to(dtype)))
+    if is_large and _has_onednn(weight):
+        return _product(weight, bias)
+    transposed = weight.t()
     return lambda x: torch.addmm(bias, x, transposed, out=out)
+
+
+def _product(weight: Tensor, bias: Tensor) -> Operation:
+    """`affine`, in the dtype of all three, in new memory."""
+    if not _has_onednn(weight):
+        return lambda x: nn.functional.linear(x, weight, bias)
+    linear = torch.ops.mkldnn._linear_pointwise
+    return lambda x: linear(x, weight, bias, "none", [], "")
+
+
+def _has_onednn(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def is_plain(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -84,7 +107,9 @@ def flat_layers(network: nn.Module) -> list[nn.Module]:
     return [network]
 
 
-def _affine(layer: nn.Module, rows: int, folded: bool, tanh_follows: bool, order: Tensor | None) -> Operation:
+def _affine(
+    layer: nn.Module, rows: int, dtype: torch.dtype, folded: bool, tanh_follows: bool, order: Tensor | None
+) -> Operation:
     assert isinstance(layer, nn.Linear)
     weight = layer.weight.detach()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
@@ -94,7 +119,7 @@ def _affine(layer: nn.Module, rows: int, folded: bool, tanh_follows: bool, order
         bias, weight = 2.0 * bias, 2.0 * weight
     if order is not None:
         bias, weight = bias[order], weight[order]
-    return affine(weight.contiguous(), bias, rows)
+    return affine(weight.contiguous(), bias, rows, dtype)
 
 
 def _unfold(x: Tensor) -> Tensor:
