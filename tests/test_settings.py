@@ -190,6 +190,7 @@ def _any_allowed(setting):
         "joint",
         "vm",
         "memory",
+        "float32",
         "some.module:Name",
     ):
         try:
