@@ -53,13 +53,13 @@ class Cell:
         weight, bias = torch.cat([weight_hh, weight_ih], 1), bias_ih + bias_hh
         weight[2 * size : 3 * size] *= 2.0
         bias[2 * size : 3 * size] *= 2.0
-        self._gates = affine(weight, bias, rows, dtype, sigmoid=True)
+        self._affine = affine(weight, bias, rows, dtype)
         self._size = size
         self._scratch = weight.new_empty(rows, size)
 
     def __call__(self, inputs: Tensor, h: Tensor, c: Tensor) -> None:
         """Overwrites h and c [B, D] by those after inputs [B, D + Z + A]; h may be a slice of the inputs."""
-        write, keep, candidate, output = torch.split(self._gates(inputs), self._size, 1)
+        write, keep, candidate, output = torch.split(self._affine(inputs).sigmoid_(), self._size, 1)
         c.mul_(keep).addcmul_(write, candidate, value=2.0).sub_(write)
         squashed = torch.add(c, c, out=self._scratch).sigmoid_()
         torch.mul(output, squashed.mul_(2.0).sub_(1.0), out=h)

@@ -11,8 +11,6 @@ Operation = Callable[[Tensor], Tensor]
 
 SMALLEST_LARGE_PRODUCT = 2.5e6
 """In floating-point operations; below, oneDNN's call, or a cast to bfloat16, costs more than it saves."""
-SMALLEST_PACKED_PRODUCT = 1e8
-"""Below, packing the weights for oneDNN costs more than the products of a dream save."""
 
 
 class Stack:
@@ -47,7 +45,7 @@ class Stack:
                 self._operations.append(_affine(layer, rows, dtype, folded, is_plain(following, nn.Tanh), order))
                 owned, folded = True, False
             elif is_plain(layer, nn.Tanh) and is_plain(layers[index - 1] if index else None, nn.Linear):
-                # The linear layer before has taken the sigmoid.
+                self._operations.append(torch.sigmoid_)
                 folded = is_plain(following, nn.Linear)
                 if not folded:
                     self._operations.append(_unfold)
@@ -62,9 +60,7 @@ class Stack:
         return x
 
 
-def affine(
-    weight: Tensor, bias: Tensor, rows: int, dtype: torch.dtype = torch.float32, *, sigmoid: bool = False
-) -> Operation:
+def affine(weight: Tensor, bias: Tensor, rows: int, dtype: torch.dtype = torch.float32) -> Operation:
     """The map from x [B, in] to x weight^T + bias [B, out], which may lie in a buffer that is reused.
 
     torch multiplies float32 matrices on x86 CPUs by MKL. On an AMD EPYC with AVX-512, oneDNN, called as torch.compile
@@ -75,35 +71,24 @@ def affine(
         bias: [out].
         rows: B.
         dtype: What x and the weights are rounded to where the product is large; the result is float32 in any case.
-        sigmoid: Whether its sigmoid is wanted. In the largest products oneDNN takes it while a tile is at hand.
     """
-    work = 2 * rows * weight.numel()
-    if work >= SMALLEST_LARGE_PRODUCT and dtype != torch.float32:
-        product = _rounded(weight, bias, rows, dtype)
-    elif work >= SMALLEST_PACKED_PRODUCT and _has_onednn(weight):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        return _by_onednn(packed, bias, "sigmoid" if sigmoid else "none")
-    elif work >= SMALLEST_LARGE_PRODUCT and _has_onednn(weight):
-        product = _by_onednn(weight, bias)
-    else:
-        product = _by_torch(weight, bias, rows)
-    return (lambda x: product(x).sigmoid_()) if sigmoid else product
-
-
-def _by_torch(weight: Tensor, bias: Tensor, rows: int) -> Operation:
-    out, transposed = weight.new_empty(rows, len(weight)), weight.t()
+    is_large = 2 * rows * weight.numel() >= SMALLEST_LARGE_PRODUCT
+    out = weight.new_empty(rows, len(weight))
+    if is_large and dtype != torch.float32:
+        product = _product(weight.to(dtype), bias.to(dtype))
+        return lambda x: out.copy_(product(x.to(dtype)))
+    if is_large and _has_onednn(weight):
+        return _product(weight, bias)
+    transposed = weight.t()
     return lambda x: torch.addmm(bias, x, transposed, out=out)
 
 
-def _rounded(weight: Tensor, bias: Tensor, rows: int, dtype: torch.dtype) -> Operation:
-    weight, bias, out = weight.to(dtype), bias.to(dtype), weight.new_empty(rows, len(weight))
-    product = _by_onednn(weight, bias) if _has_onednn(weight) else lambda x: nn.functional.linear(x, weight, bias)
-    return lambda x: out.copy_(product(x.to(dtype)))
-
-
-def _by_onednn(weight: Tensor, bias: Tensor, activation: str = "none") -> Operation:
+def _product(weight: Tensor, bias: Tensor) -> Operation:
+    """`affine`, in the dtype of all three, in new memory."""
+    if not _has_onednn(weight):
+        return lambda x: nn.functional.linear(x, weight, bias)
     linear = torch.ops.mkldnn._linear_pointwise
-    return lambda x: linear(x, weight, bias, activation, [], "")
+    return lambda x: linear(x, weight, bias, "none", [], "")
 
 
 def _has_onednn(weight: Tensor) -> bool:
@@ -134,7 +119,7 @@ def _affine(
         bias, weight = 2.0 * bias, 2.0 * weight
     if order is not None:
         bias, weight = bias[order], weight[order]
-    return affine(weight.contiguous(), bias, rows, dtype, sigmoid=tanh_follows)
+    return affine(weight.contiguous(), bias, rows, dtype)
 
 
 def _unfold(x: Tensor) -> Tensor:
