@@ -73,6 +73,21 @@ def test_one_step_is_rounded_and_no_more():
     assert float(error.median() / change.abs().median()) < 0.01
 
 
+def test_the_burn_in_is_rounded_and_padding_is_not():
+    model = world_model(mdn=SIZES)
+    z, actions = torch.randn(LANES, 16, LATENT_DIM), torch.randint(2, (LANES, 15))
+    mask = torch.arange(15)[None] >= torch.randint(16, (LANES, 1))
+    with torch.no_grad():
+        (z_32, exact), (z_16, rounded) = (
+            model.burn_in_latents(z, actions, mask, dtype) for dtype in (torch.float32, torch.bfloat16)
+        )
+    assert torch.equal(z_32, z_16)
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        assert 0 < float((one - other).abs().max()) < 0.02
+        assert not other[~mask.any(1)].any()
+
+
 def test_rewards_and_ends_are_those_of_the_steps_that_were_dreamed():
     model = world_model(mdn=SIZES)
     model.mdn_rnn.set_normalisation(*map(torch.tensor, (2.0, 3.0, 20.0, 0.01)))

@@ -63,13 +63,19 @@ class DreamStarts:
             return burned_in(world_model, arrays)
 
 
-def burned_in(world_model: WorldModel, arrays: Arrays) -> tuple[Tensor, State]:
-    """Z [N, Z] and the state at the last step of each row of `SequenceReplay.sample_starts`."""
+def burned_in(world_model: WorldModel, arrays: Arrays, dtype: torch.dtype = torch.float32) -> tuple[Tensor, State]:
+    """Z [N, Z] and the state at the last step of each row of `SequenceReplay.sample_starts`.
+
+    Args:
+        world_model: V and M.
+        arrays: Those rows.
+        dtype: See `WorldModel.burn_in`.
+    """
     device = world_model.device
     actions, mask = (torch.as_tensor(arrays[name]).to(device) for name in (Columns.ACTIONS, MASK))
     if LATENTS in arrays:
-        return world_model.burn_in_latents(torch.as_tensor(arrays[LATENTS]).to(device), actions, mask)
-    return world_model.burn_in(torch.as_tensor(arrays[Columns.OBS]).to(device), actions, mask)
+        return world_model.burn_in_latents(torch.as_tensor(arrays[LATENTS]).to(device), actions, mask, dtype)
+    return world_model.burn_in(torch.as_tensor(arrays[Columns.OBS]).to(device), actions, mask, dtype)
 
 
 def read_replay(checkpoint: str | Path) -> SequenceReplay:

@@ -171,7 +171,8 @@ class Dreamer(FaultAwareApply):
         arrays = ray.get(request.starts_ref)
         own = slice(request.first_start, request.first_start + request.num_lanes)
         with torch.no_grad():
-            z, state = burned_in(self._world_model, {name: array[own].copy() for name, array in arrays.items()})
+            chosen = {name: array[own].copy() for name, array in arrays.items()}
+            z, state = burned_in(self._world_model, chosen, self._dtype)
         policy = make_policy(self._module)
         how = request.horizon, request.temperature, request.max_disagreement
         bonus, optimism = request.exploration_bonus, request.optimism

@@ -71,6 +71,7 @@ SIZES = {
     "paper": PAPER,
     "paper, bfloat16": DreamSize(PAPER.settings, lanes=256, horizon=15, burn_in=0, precision=BFLOAT16),
     "paper, burn-in 15": DreamSize(PAPER.settings, lanes=256, horizon=15, burn_in=15),
+    "paper, burn-in 15, bfloat16": DreamSize(PAPER.settings, lanes=256, horizon=15, burn_in=15, precision=BFLOAT16),
     "default": DreamSize({}, lanes=250, horizon=50, burn_in=15),
 }
 

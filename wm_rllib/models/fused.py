@@ -65,14 +65,16 @@ class Cell:
         torch.mul(output, squashed.mul_(2.0).sub_(1.0), out=h)
 
 
-def fused_burn_in(mdn_rnn: MDNRNN, z: Tensor, action: Tensor, mask: Tensor) -> State:
+def fused_burn_in(
+    mdn_rnn: MDNRNN, z: Tensor, action: Tensor, mask: Tensor, dtype: torch.dtype = torch.float32
+) -> State:
     """The state after z [B, L + 1, Z] (the last one is not taken in) and action [B, L, A], where mask [B, L] is True.
 
     Padding comes first in a row, so that a row's state is zero until its first real transition.
     """
     rows, size = len(z), mdn_rnn.config.hidden_dim
     h, c = mdn_rnn.initial_state(rows)
-    cell = Cell(mdn_rnn.lstm, rows)
+    cell = Cell(mdn_rnn.lstm, rows, dtype)
     inputs = torch.cat([h, z[:, 0], action.new_empty(rows, action.shape[-1])], 1)
     hidden, latent, chosen = torch.split(inputs, [size, z.shape[-1], action.shape[-1]], 1)
     keep = mask.to(z).unsqueeze(-1)

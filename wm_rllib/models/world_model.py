@@ -68,21 +68,26 @@ class WorldModel(nn.Module):
         """The state after z_t [B, Z] and policy-space actions a_t [B, ...]."""
         return self.mdn_rnn.step(z, self.codec.encode(actions), state)
 
-    def burn_in(self, observations: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, State]:
+    def burn_in(
+        self, observations: Tensor, actions: Tensor, mask: Tensor, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, State]:
         """Z and the state at the last observation of each row, from its real past.
 
         Args:
             observations: [B, L + 1, *O], aligned at the end: the last one is where the dream starts.
             actions: [B, L, ...] policy space.
             mask: [B, L] bool; False on the padding before a row's first real transition.
+            dtype: What large products of M's own LSTM are computed in; the result is float32.
         """
-        return self.burn_in_latents(self.vae.encode(observations), actions, mask)
+        return self.burn_in_latents(self.vae.encode(observations), actions, mask, dtype)
 
-    def burn_in_latents(self, z: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, State]:
+    def burn_in_latents(
+        self, z: Tensor, actions: Tensor, mask: Tensor, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, State]:
         """As `burn_in`, from latents [B, L + 1, Z]."""
         encoded = self.codec.encode(actions)
         if can_fuse_step(self.mdn_rnn) and not torch.is_grad_enabled():
-            return z[:, -1], fused_burn_in(self.mdn_rnn, z, encoded, mask)
+            return z[:, -1], fused_burn_in(self.mdn_rnn, z, encoded, mask, dtype)
         state = self.mdn_rnn.initial_state(z.shape[0])
         for t in range(mask.shape[1]):
             h, c = self.mdn_rnn.step(z[:, t], encoded[:, t], state)
