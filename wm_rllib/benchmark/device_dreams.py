@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wm_rllib.benchmark.device_clock import BFLOAT16
 from wm_rllib.benchmark.device_work import (
     ACTIONS,
     GRAPH,
@@ -37,17 +38,19 @@ class _Dreams:
 
 
 class Dreams(_Dreams):
-    """Whole dreams by `wm_rllib.models.dreaming.dream`. Autocast does not reach it: it multiplies in place."""
+    """Whole dreams by `wm_rllib.models.dreaming.dream`, in bfloat16 by its own means, not by autocast."""
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
+        self._dtype = torch.bfloat16 if setup.precision == BFLOAT16 else torch.float32
         self._call: Callable[[], Any] = self._dream
         if setup.mode == GRAPH:
             self._check_graph(setup.device)
             self._call, _ = captured(self._dream, setup.device)
 
     def _dream(self, noise: DreamNoise | None = None) -> Dream:
-        return dream(self._model, self._policy, self._z, self._state, HORIZON, 1.0, noise=noise)
+        start = self._z, self._state
+        return dream(self._model, self._policy, *start, HORIZON, 1.0, noise=noise, dtype=self._dtype)
 
     def _check_graph(self, device: torch.device) -> None:
         """Raises unless a replayed dream is the one that the same noise gives without a graph."""
