@@ -21,6 +21,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict
 
+from wm_rllib.car_racing import seen_frames
+
 AnyEnv = gym.Env[Any, Any]
 
 SECTION = "env.pixels"
@@ -134,6 +136,8 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
 
     Observation and info are those of the last frame. Time limits inside of it count frames; `spec` has them in steps.
 
+    CarRacing draws no frames but the last one (`wm_rllib.car_racing`).
+
     Args:
         env: The environment.
         num_frames: How often an action is done.
@@ -143,9 +147,17 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._num_frames = num_frames
         self._spec: EnvSpec | None = None
+        self._frames = seen_frames(env)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """One step of up to `num_frames` frames."""
+        if self._frames is None:
+            return self._repeat(action)
+        with self._frames.skipped():
+            _, *rest = self._repeat(action)
+        return self._frames.observation(), *rest
+
+    def _repeat(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         total = 0.0
         for _ in range(self._num_frames):
             observation, reward, terminated, truncated, info = self.env.step(action)
