@@ -27,6 +27,22 @@ class Walk(gym.Env):
         return np.array([self.position], np.float32), 1.0, done, False, {}
 
 
+class Wide(Walk):
+    """Shows its position as often as it is told, up to nine times."""
+
+    def __init__(self, width=1):
+        assert width < 10, "at most nine"
+        super().__init__()
+        self.observation_space = gym.spaces.Box(-10.0, 10.0, (width,), np.float32)
+
+
+class Faulty(Walk):
+    """Its own code raises a TypeError."""
+
+    def __init__(self, step_size=1.0):
+        super().__init__(step_size + None)
+
+
 class DictObservations(Walk):
     observation_space = gym.spaces.Dict({"position": Walk.observation_space})
 

@@ -129,6 +129,42 @@ def test_resume_with_other_networks(capsys, tmp_path):
     assert "world_model.vae.latent_dim cannot change on resume, from 8 to 16" in message
 
 
+def test_resume_with_other_spaces(capsys, tmp_path):
+    save(
+        tmp_path / "run" / "checkpoints" / "last", settings={"env": {"id": "custom_envs:Wide", "config": {"width": 2}}}
+    )
+    message = error_of(capsys, "train", "--resume", "run", "--set", "env.config={width: 3}")
+    assert "env.config changes the observation space" in message and "(2,)" in message and "(3,)" in message
+    assert plan_run(arguments("--resume", "run", "--set", "env.config={width: 2}")).source is not None
+
+
+def test_the_uri_of_a_run_folder_needs_a_run_folder(capsys, tmp_path):
+    save(tmp_path / "run" / "checkpoints" / "last")
+    uri = f"file://{tmp_path}/run"
+    assert f"Fix: --run-dir {uri} --resume auto" in error_of(capsys, "train", "--resume", uri)
+    assert plan_run(arguments("--resume", uri, "--run-dir", "other")).folder.path.name == "other"
+    plan = plan_run(arguments("--resume", f"{uri}/checkpoints/last"))
+    assert plan.folder.path.parts[0] == "runs"
+
+
+@pytest.mark.parametrize("argv", [["--resume", "swept"], ["--resume", "auto", "--run-dir", "swept"]])
+def test_a_sweeps_folder_is_not_trained_in(capsys, tmp_path, argv):
+    save(tmp_path / "swept" / "checkpoints" / "best")
+    (tmp_path / "swept" / "trials").mkdir()
+    assert "swept is the folder of a sweep" in error_of(capsys, "train", *argv)
+    assert plan_run(arguments("--resume", "swept", "--run-dir", "longer")).source is not None
+
+
+def test_arguments_that_an_environment_refuses(capsys):
+    message = error_of(capsys, "train", "--env", "custom_envs:Wide", "--set", "env.config={width: 10}")
+    assert "does not take env.config {'width': 10}: at most nine" in message
+
+
+def test_an_environments_own_fault_keeps_its_traceback():
+    with pytest.raises(TypeError, match="NoneType"):
+        make_env("custom_envs:Faulty")
+
+
 # What is not a mistake
 
 

@@ -50,5 +50,7 @@ def test_a_signal_between_two_dream_rounds_leaves_the_rest_out(monkeypatch):
         result = algorithm.train()
         assert len(result["imagination"]["rows_by_round"]) == 2
         assert result["imagination"]["ratio"] == pytest.approx(0.5)
+        monkeypatch.undo()
+        assert len(algorithm.train()["imagination"]["rows_by_round"]) == 5  # the next one is whole again
     finally:
         algorithm.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,28 @@ def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def some(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), np.uint8)
+
+
+def test_a_state_stays_what_it_was():
+    store = FrameStore()
+    kept = store.add(some(3, 0))
+    store.set_latents(kept, np.ones((3, 2), np.float32))
+    state = store.get_state()
+    store.free(kept[:1])
+    store.add(some(2, 1))
+    store.forget_latents()
+    assert state["is_held"].sum() == state["is_encoded"].sum() == 3
+    store.set_state(state)
+    assert not len(store.not_encoded(9)) and store.latents(kept).tolist() == np.ones((3, 2)).tolist()
+
+
+def test_a_disk_without_room_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frame_store.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        FrameStore("disk", directory=str(tmp_path)).add(some(1, 0))
 
 
 @pytest.mark.parametrize("storage", ["memory", "compressed", "disk"])

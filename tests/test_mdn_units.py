@@ -10,6 +10,7 @@ from test_dreaming import counting_policy
 from tiny_models import HIDDEN_DIM, LATENT_DIM, mdn_config, sequences, world_model
 from torch import Tensor, nn
 
+from wm_rllib.agreement import change_over_learners
 from wm_rllib.models import MDNRNN
 from wm_rllib.models.dreaming import dream
 from wm_rllib.models.mdn_rnn import SMALLEST_CHANGE
@@ -36,6 +37,39 @@ def test_units_of_change_are_taken_from_the_first_measurement():
     mdn.grow_change_scale(torch.tensor([0.5, 2.0, 0.0]))
     assert mdn.has_change_scale
     assert mdn.change_scale.tolist() == pytest.approx([0.5, 2.0, SMALLEST_CHANGE])  # the last latent never changed
+
+
+def test_a_drift_is_the_unit_of_what_drifts():
+    noise = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    # A clock, a walk with a slight trend, and what never changes.
+    unit = change_over_learners(noise * torch.tensor([0.001, 0.2, 0.0]) + torch.tensor([0.1, 0.4, 0.0]))
+    assert unit.tolist() == pytest.approx([0.1, 0.2, 0.0], rel=0.03)
+    assert change_over_learners(noise[:0]).tolist() == [0.0, 0.0, 0.0]
+
+
+class OneLayer(MDNRNN):
+    """Its outcome head is no sequence of layers."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.outcome_head = nn.Linear(self.outcome_head[0].in_features, 3)
+
+
+class Otherwise(MDNRNN):
+    """Its outcome head predicts something else."""
+
+    def decode_outcome(self, out: Tensor) -> Outcome:
+        return Outcome(out[..., 0], out[..., 0], out[..., 0])
+
+
+@pytest.mark.parametrize("kind", [OneLayer, Otherwise])
+def test_an_m_with_another_outcome_head_starts_as_it_is_made(kind: type[MDNRNN]):
+    mdn = kind(mdn_config())
+    before = {name: value.clone() for name, value in mdn.outcome_head.state_dict().items()}
+    one = torch.tensor(1.0)
+    mdn.set_normalisation(one, 2 * one, 3 * one, 0.01 * one)
+    assert mdn.reward_scale == 2.0 and mdn.last_reward_scale == 3.0
+    assert all(torch.equal(value, before[name]) for name, value in mdn.outcome_head.state_dict().items())
 
 
 def test_units_of_change_only_grow():

@@ -184,6 +184,7 @@ def test_mistakes_on_the_command_line(error_of):
     assert "--total-timesteps is 'many'" in error_of("--total-timesteps", "many")
     assert "CartPole-v11" in error_of("--env", "CartPole-v11")
     assert "`sweep` needs a local folder" in error_of("--run-dir", "s3://bucket/sweep")
+    assert "needs a local folder: its runs" in error_of("--set", "world_model.transfer.from=s3://bucket/run")
     assert "checkpoint nowhere does not exist" in error_of("--set", "world_model.transfer.from=nowhere")
 
 

@@ -99,6 +99,7 @@ def test_wrong_temperatures(capsys, wrong):
         (["--run-dir", "s3://bucket/x"], "local folder"),
         (["--run-dir", "tiny.yaml"], "is a file"),
         (["--set", "world_model.transfer.from=nowhere"], "nowhere does not exist"),
+        (["--set", "world_model.transfer.from=s3://bucket/run"], "`temperatures` needs a local folder"),
     ],
     ids=str,
 )

@@ -14,6 +14,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+DRIFT = 3.0
+"""How many standard deviations the mean of a change is beyond which it is the change's size."""
 LAST_WORDS_S = 1.0
 """How long a learner that failed lives on, to answer."""
 
@@ -45,13 +47,17 @@ def mean_and_std(total: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (total[2] / total[0] - mean.square()).clamp(min=0.0).sqrt()
 
 
-def spread_over_learners(rows: Tensor) -> Tensor:
-    """Standard deviation [Z] of the rows [N, Z] of all learners, 0 of none; each of them has to call this."""
+def change_over_learners(rows: Tensor) -> Tensor:
+    """How large the changes [N, Z] of all learners are, [Z], 0 of none; each of them has to call this.
+
+    Their standard deviation; of what drifts steadily, like a clock, their mean.
+    """
     values = rows.double()
     count = torch.full_like(values.sum(0), len(values))
     total = sum_over_learners(torch.stack([count, values.sum(0), values.square().sum(0)]))
     total[0].clamp_(min=1.0)
-    return mean_and_std(total)[1].to(rows.dtype)
+    mean, std = mean_and_std(total)
+    return torch.where(mean.abs() > DRIFT * std, mean.abs(), std).to(rows.dtype)
 
 
 def leave_group() -> None:

@@ -161,6 +161,7 @@ class WorldModelPPO(EvaluatedPPO):
         if self._state.phase is Phase.MIXED:  # pretraining has ended
             results["mixed_iterations"] = self._state.mixed_iterations
         self._gauges.show(results)
+        self._stages.is_cut_short = False
         return results
 
     def cut_short(self) -> None:

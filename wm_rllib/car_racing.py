@@ -1,7 +1,7 @@
-"""CarRacing-v3 draws nothing that nobody sees: 7 times as many actions a second at a frame skip of 4, to the same pixels.
+"""CarRacing-v3 draws nothing that nobody sees: seven times as many actions a second at a frame skip of 4.
 
-Gymnasium draws an observation in every frame, with all of the track, near or not; a frame takes 5 ms, of which the physics
-is 0.06. Where an action is repeated over frames only the last one is seen.
+Gymnasium draws an observation in every frame, with all of the track, near or not; a frame takes 5 ms, of which the
+physics is 0.06. Where an action is repeated over frames only the last one is seen. The pixels are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OBSERVATION = "state_pixels"
 
 
 def seen_frames(env: gym.Env[Any, Any]) -> SeenFrames | None:
-    """What draws the observations of an environment that is Gymnasium's CarRacing, and nothing around it changes them."""
+    """What draws the observations, if this is Gymnasium's CarRacing and no wrapper around it changes them."""
     while isinstance(env, LEAVE_OBSERVATIONS_ALONE):
         env = env.env
     is_car_racing = (type(env).__module__, type(env).__name__) == ("gymnasium.envs.box2d.car_racing", "CarRacing")
@@ -66,7 +66,7 @@ class SeenFrames:
         env.reward = self._shown_return
         env.state = self._draw(OBSERVATION)
         env.reward = return_now
-        return env.state  # type: ignore[no-any-return]
+        return env.state
 
     def _draw_unless_skipped(self, mode: str) -> Any:
         if not (self._is_skipping and mode == OBSERVATION):

@@ -48,16 +48,7 @@ def _of_rllib(config: Any) -> Iterator[str]:
         yield NO_MULTI_AGENT
     if config.num_aggregator_actors_per_learner:
         yield "num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE."
-    if config._env_to_module_connector is not None:
-        yield (
-            "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
-            "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
-        )
-    if config._module_to_env_connector is not None:
-        yield (
-            "module_to_env_connector is not supported: dreams, evaluation and load_policy act without it. Change "
-            "actions in a Gymnasium wrapper instead (gymnasium.ActionWrapper)."
-        )
+    yield from _of_connectors(config)
     if config.evaluation_duration_unit != "episodes":
         yield (
             f"evaluation_duration_unit = {config.evaluation_duration_unit!r} must be 'episodes': evaluations play "
@@ -79,6 +70,25 @@ def _of_rllib(config: Any) -> Iterator[str]:
         yield (
             "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
             "use_lstm False."
+        )
+
+
+def _of_connectors(config: Any) -> Iterator[str]:
+    """Connectors of the user's, which not all that acts or learns would go through."""
+    if config._env_to_module_connector is not None:
+        yield (
+            "env_to_module_connector is not supported: evaluation and load_policy give V the environment's own "
+            "observations. Preprocess them in a Gymnasium wrapper instead (examples/custom_env.py)."
+        )
+    if config._module_to_env_connector is not None:
+        yield (
+            "module_to_env_connector is not supported: dreams, evaluation and load_policy act without it. Change "
+            "actions in a Gymnasium wrapper instead (gymnasium.ActionWrapper)."
+        )
+    if config._learner_connector is not None:
+        yield (
+            "learner_connector is not supported: only real rows would go through it, not imagined ones. Change rewards "
+            "and observations in a Gymnasium wrapper instead (examples/custom_env.py)."
         )
 
 

@@ -102,16 +102,17 @@ def vector_maker(env_id: str, pixels: PixelSettings = AS_IT_IS) -> str | Callabl
 
 
 def _make_raw(env_id: str, env_config: Mapping[str, Any] | None) -> AnyEnv:
-    make = find_env(env_id)
+    make, arguments = find_env(env_id), dict(env_config or {})
     try:
-        return make(**(env_config or {}))
+        return make(**arguments)
     except (gym.error.Error, ImportError) as error:  # a missing dependency, most often
         raise SettingError(f"environment {env_id!r} cannot be made: {error}") from None
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
+        if not arguments:  # a fault of the environment's own: its traceback says where
+            raise
         raise SettingError(
-            f"environment {env_id!r} does not take env.config {dict(env_config or {})}: {error}. "
-            "Fix: correct env.config."
-        ) from None
+            f"environment {env_id!r} does not take env.config {arguments}: {error}. Fix: correct env.config."
+        ) from error
 
 
 def env_spaces(

@@ -9,7 +9,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
-from wm_rllib.agreement import moments, spread_over_learners, sum_over_learners
+from wm_rllib.agreement import change_over_learners, moments, sum_over_learners
 from wm_rllib.dreamed_rows import RowColumns
 from wm_rllib.fit_losses import FitLosses
 from wm_rllib.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER
@@ -55,7 +55,7 @@ class FittingLearner(MergingLearner):
             changes = latent_changes(columns[LATENTS], columns[MASK])
         else:
             changes = self.world_model.changes(columns[Columns.OBS], columns[MASK])
-        self.world_model.mdn_rnn.grow_change_scale(spread_over_learners(changes))
+        self.world_model.mdn_rnn.grow_change_scale(change_over_learners(changes))
 
     def _measure_last_rewards(self, rewards: Tensor) -> None:
         """The same of M's unit of rewards that end an episode, which may have been fixed before one was seen."""

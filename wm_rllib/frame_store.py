@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 import tempfile
 from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol, get_args
@@ -79,6 +80,8 @@ class MemorySlabs:
         else:
             # A file without a name: it is gone with this process, however that ends.
             with tempfile.TemporaryFile(dir=self._directory) as file:
+                # Without room a write into the map would be the signal SIGBUS; here it is an error.
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape) * self._dtype.itemsize)
                 self._slabs.append(np.memmap(file, self._dtype, "w+", shape=shape))
 
     def clear(self, number: int) -> None:
@@ -289,9 +292,9 @@ class FrameStore:
         return {
             "capacity": self._capacity,
             "free": list(self._free),
-            "latents": self._latents,
-            "is_encoded": self._is_encoded,
-            "is_held": self._is_held,
+            "latents": None if self._latents is None else self._latents.copy(),
+            "is_encoded": self._is_encoded.copy(),
+            "is_held": self._is_held.copy(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ from wm_rllib.learning_rates import LEARNING_RATES
 from wm_rllib.mixing import realised_ratio
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
+FITS = ("fit", "fit_vae", "fit_mdn")
+"""Stages of gradient steps on V and M: one on vectors, the other two on frames."""
 PPO_METRICS = {
     "policy_loss": "policy_loss",
     "vf_loss": "vf_loss_unclipped",
@@ -135,7 +137,7 @@ class IterationReport:
             "steps_per_second": {
                 "sample": self._rate(self.num_env_steps, "sample"),
                 "dream": self._rate(self.num_dreamed_rows, "dream"),
-                "fit_updates": self._rate(self.fit_updates, "fit"),
+                "fit_updates": self._rate(self.fit_updates, *FITS),
                 "update_rows": self._rate(sum(self.rows.values()), "update"),
             },
         }
@@ -200,8 +202,8 @@ class IterationReport:
     def _losses(self, prefix: str) -> dict[str, float | None]:
         return {name.split("/")[1]: value for name, value in self.losses.items() if name.startswith(prefix + "/")}
 
-    def _rate(self, count: int, stage: str) -> float | None:
-        seconds = self.seconds.get(stage)
+    def _rate(self, count: int, *stages: str) -> float | None:
+        seconds = sum(self.seconds.get(stage, 0.0) for stage in stages)
         return count / seconds if seconds and count else None
 
 

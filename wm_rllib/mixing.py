@@ -7,12 +7,11 @@ from itertools import cycle, pairwise
 from typing import Literal
 
 AUTO = "auto"
-
+"""The ratio that the gate chooses in each iteration (`gate.py`)."""
 ROUNDS: Schedule = [[0, 18], [500, 18], [1500, 6]]
 ROUNDS_BEFORE_AN_END = 6
 """Dream rounds of "auto". In the first iterations C has everything to learn, and where M knows how episodes end it is
 worth much dreaming. Where it does not, C would settle for what costs least before a real step has met what counts."""
-"""The ratio that the gate chooses in each iteration (`gate.py`)."""
 
 LARGEST_MIXED_RATIO = 0.999
 """Up to which a ratio that is not chosen by hand has real rows: n r / (1 - r) has no bound, and memory has one."""

@@ -154,8 +154,8 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
         if self._frames is None:
             return self._repeat(action)
         with self._frames.skipped():
-            _, *rest = self._repeat(action)
-        return self._frames.observation(), *rest
+            _, reward, terminated, truncated, info = self._repeat(action)
+        return self._frames.observation(), reward, terminated, truncated, info
 
     def _repeat(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         total = 0.0

@@ -244,6 +244,7 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
 
     Raises:
         FileNotFoundError: The folder does not exist or is no such checkpoint.
+        ValueError: It is a URI.
     """
     module = RLModule.from_checkpoint(_module_folder(checkpoint, DEFAULT_MODULE_ID))
     discount = module.model_config.get("gamma", UNRECORDED_DISCOUNT)
@@ -265,6 +266,8 @@ def load_world_model(checkpoint: str | Path) -> Any:
 
 
 def _module_folder(checkpoint: str | Path, name: str) -> Path:
+    if "://" in str(checkpoint):
+        raise ValueError(f"checkpoint {checkpoint} is a URI, but must be a local folder. Fix: copy it to this machine.")
     folder = Path(checkpoint) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE / name
     if not folder.is_dir():
         raise FileNotFoundError(

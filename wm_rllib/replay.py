@@ -257,7 +257,7 @@ class SequenceReplay(EpisodeReplayBuffer):
         if not chunks:
             return None
         lengths = np.array([fresh.length for _, fresh in chunks], float)
-        numbers = (burn_in + horizon + 1) * self.observations_of(chunks[0][0])[0].size
+        numbers = (burn_in + horizon + 1) * self._all_of([chunks[0][0].observations.data[0]])[0].size
         num_windows = min(num_windows, max(MIN_WINDOWS, MAX_WINDOW_NUMBERS // numbers))
         before, after = [], []
         reach, greedy = [], []

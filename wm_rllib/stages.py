@@ -23,7 +23,7 @@ from wm_rllib.dreamer import Dreamed
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_runner import Collected, CollectRequest
 from wm_rllib.fit_calls import fit_in_calls
-from wm_rllib.frame_fit import fit_on_frames
+from wm_rllib.frame_fit import encode_replay, fit_on_frames
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import update_policy
 from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, rounds_at, split_evenly, value_at
@@ -166,11 +166,15 @@ class Stages:
         if updates and not self.is_cut_short:
             state.pending_updates -= updates
             self.fit(updates)
+        elif self.takes_frames and not self.is_cut_short:
+            encode_replay(self)
 
     def fit(self, num_updates: int) -> None:
         """Gradient steps on V and M, in one call to the learners, and their publication; none if both are frozen."""
         config, state = self.config, self.parts.state
         if config.frozen_parts == WHOLE:
+            if self.takes_frames:
+                encode_replay(self)
             return
         if self.takes_frames:
             fit_on_frames(self, num_updates, num_updates, config.vae_online_lr_fraction)

@@ -85,9 +85,12 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     if "env.id" not in values:
         raise CommandError("no environment. Fix: --env ID, or env.id in the YAML file.")
     folder = named or RunFolder(_unnamed_run_dir(source, values["env.id"]))
+    folder.refuse_sweep()
     if not _goes_on_in(folder, args, source):
         folder.refuse_if_used()
     spaces = check_env(values)
+    if source is not None and "env.config" in changed:
+        _check_spaces_stay(before, spaces)
     config = _make_config(values, args)
     _check_end(values, config)
     config.wm_run_name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]  # the monitoring's name for it
@@ -102,7 +105,13 @@ def _find_source(args: argparse.Namespace, named: RunFolder | None) -> Path | No
     if args.resume is None:
         return None
     if args.resume != AUTO:
-        return checkpoints.resolve(args.resume, (LAST, BEST))
+        source = checkpoints.resolve(args.resume, (LAST, BEST))
+        if named is None and is_uri(args.resume) and source.parent.name == "checkpoints":
+            raise CommandError(
+                f"--resume is the URI of a run folder, {args.resume}. Fix: --run-dir {args.resume} --resume auto to go "
+                "on in it, or --run-dir with another folder."
+            )
+        return source
     if named is None:
         raise CommandError("--resume auto needs the run folder to look in. Fix: add --run-dir DIR.")
     return named.newest_checkpoint()
@@ -164,11 +173,35 @@ def local_run_dir(run_dir: str, command: str) -> str:
     return lasting(run_dir)
 
 
+def _check_spaces_stay(before: Mapping[str, Any], spaces: tuple[Any, Any]) -> None:
+    """Make sure that other arguments of the environment do not ask for other networks than the checkpoint's."""
+    had = check_env(before)
+    for name, old, new in zip(("observation", "action"), had, spaces, strict=True):
+        if old != new:
+            raise CommandError(
+                f"env.config changes the {name} space from {old} to {new}, but the checkpoint's networks are made for "
+                "the first. Fix: leave env.config as it was, or start a new run."
+            )
+
+
 def _goes_on_in(folder: RunFolder, args: argparse.Namespace, source: Path | None) -> bool:
     """Return whether the run goes on in a folder that holds it already, rather than starting in a new one."""
     if args.resume == AUTO:
         return True
     return source is not None and source.parent.resolve() == folder.checkpoints.resolve()
+
+
+def local_source(checkpoint: str, command: str) -> None:
+    """Refuse a URI as what V and M are taken from, where several runs take it and may go on later.
+
+    Raises:
+        CommandError: If it is one.
+    """
+    if is_uri(checkpoint):
+        raise CommandError(
+            f"world_model.transfer.from is {checkpoint}, but `{command}` needs a local folder: its runs would each "
+            "fetch it anew. Fix: copy it to this machine, or to storage that all nodes share."
+        )
 
 
 def find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:

@@ -42,11 +42,14 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
     try:
         with group:
             init_ray(address=address, log_to_driver=show_actor_logs, logging_level=level, **only_local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         if local:
             raise
         reason = str(error).strip().split("\n")[0]
-        raise CommandError(f"no Ray cluster at {address}: {reason} Fix: correct --address or RAY_ADDRESS.") from None
+        raise CommandError(
+            f"no Ray cluster at {address}: {reason} Fix: correct --address or RAY_ADDRESS, or its "
+            "token (RAY_AUTH_TOKEN_PATH)."
+        ) from None
     try:
         yield local
     finally:

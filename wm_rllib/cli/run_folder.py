@@ -17,6 +17,8 @@ from wm_rllib.cli.remote_folder import RemoteFolder
 from wm_rllib.yaml_files import write_yaml
 
 LAST, BEST = "last", "best"
+TRIALS = "trials"
+"""Tune's folder inside of a sweep's."""
 _OURS = ("config.yaml", "progress.jsonl", "tensorboard", "checkpoints")
 
 
@@ -72,6 +74,17 @@ class RunFolder:
         """Bring the lasting copy up to date, if this is a staging folder."""
         if self._remote is not None:
             self._remote.push()
+
+    def refuse_sweep(self) -> None:
+        """Make sure that the folder is not a sweep's, whose settings and best checkpoint one run would replace.
+
+        Raises:
+            CommandError: If it is.
+        """
+        if (self.path / TRIALS).is_dir():
+            raise CommandError(
+                f"{self} is the folder of a sweep. Fix: `sweep --resume auto` to go on with that, or another --run-dir."
+            )
 
     def refuse_if_used(self) -> None:
         """Make sure that the folder holds no run.

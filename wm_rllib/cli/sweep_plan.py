@@ -11,8 +11,17 @@ from typing import Any
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.options import FIXED_BY_CHECKPOINT, SWEEP_SECTION, assignments, flag_values
-from wm_rllib.cli.plan import ONLINE, check_env, find_transfer, local_run_dir, new_run_dir, register_env, valid_config
-from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
+from wm_rllib.cli.plan import (
+    ONLINE,
+    check_env,
+    find_transfer,
+    local_run_dir,
+    local_source,
+    new_run_dir,
+    register_env,
+    valid_config,
+)
+from wm_rllib.cli.run_folder import BEST, LAST, TRIALS, RunFolder
 from wm_rllib.settings import SettingError, find_setting, flat_tree
 from wm_rllib.sweep.search import TABLE, flat_search, unknown_message
 from wm_rllib.sweep.spec import TOTAL, SweepSpec, parse_sweep
@@ -20,8 +29,6 @@ from wm_rllib.yaml_files import read_yaml
 
 PREFIX = f"{SWEEP_SECTION}."
 TRANSFER = "world_model.transfer.from"
-TRIALS = "trials"
-"""Tune's folder inside of the sweep's."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ def _requested(args: argparse.Namespace, source: str | Path | None) -> SweepSpec
         else:
             settings[find_setting(path).path] = value
     if settings.get(TRANSFER) is not None:  # trials run in folders of their own
+        local_source(str(settings[TRANSFER]), "sweep")
         settings[TRANSFER] = str(checkpoints.resolve(str(settings[TRANSFER]), (BEST, LAST)).resolve())
     return parse_sweep(settings | flag_values(args), search)
 

@@ -13,7 +13,16 @@ from wm_rllib.cli.agents import flag_value
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.options import requested_values, resolved_tree
-from wm_rllib.cli.plan import ONLINE, RunPlan, check_env, find_transfer, local_run_dir, register_env, valid_config
+from wm_rllib.cli.plan import (
+    ONLINE,
+    RunPlan,
+    check_env,
+    find_transfer,
+    local_run_dir,
+    local_source,
+    register_env,
+    valid_config,
+)
 from wm_rllib.cli.run_folder import LAST, RunFolder
 from wm_rllib.settings import parse_tree
 from wm_rllib.yaml_files import read_yaml, write_yaml
@@ -113,6 +122,7 @@ def plan_temperatures(args: argparse.Namespace) -> TemperaturePlan:
     if config.seed is None:
         raise CommandError("seed is null, but temperatures are compared on the same episodes. Fix: --seed 0.")
     if config.transfer_from is not None:
+        local_source(str(config.transfer_from), "temperatures")
         find_transfer(config, spaces)
     root = Path(local_run_dir(args.run_dir, "temperatures"))
     _check_folder(root, _study(config, values, num_episodes))

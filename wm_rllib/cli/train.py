@@ -178,7 +178,7 @@ def summary(outcome: Outcome, folder: RunFolder, seconds: float, peak: MemoryPea
     elif outcome.end is End.ITERATIONS:
         how = "ended: all iterations are done"
     else:
-        how = f"ended by a signal: the same command with --run-dir {folder.path} --resume auto goes on"
+        how = f"ended by a signal: the same command with --run-dir {folder} --resume auto goes on"
     return [
         how,
         f"checkpoint: {folder.name_of(outcome.checkpoint)}",

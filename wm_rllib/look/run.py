@@ -10,7 +10,7 @@ from typing import Any
 from wm_rllib.cli.checkpoints import find, read_meta, read_settings
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import is_uri
-from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
+from wm_rllib.cli.run_folder import BEST, LAST, TRIALS, RunFolder
 from wm_rllib.metrics import Row, Scalar
 from wm_rllib.settings import SettingError, parse_tree
 from wm_rllib.yaml_files import read_yaml
@@ -137,7 +137,7 @@ def read_run(place: str) -> RunHistory:
 def _hint(path: Path) -> str:
     if path.parent.name == "checkpoints" and (path.parent.parent / "progress.jsonl").is_file():
         return f"{path} is a checkpoint; give its run folder, {path.parent.parent}"
-    if (path / "trials").is_dir():
+    if (path / TRIALS).is_dir():
         return f"{path} is a sweep's; train from its checkpoints/best, or give the folder of a run of `train`"
     return "give a folder that `train` wrote, like runs/NAME"
 

@@ -36,8 +36,8 @@ than this, and in units of their own they would be as loud as the others, and al
 
 TOLERATED_GROWTH = 3.0
 """A unit of rewards that is too small by less does no harm, and each change of units disturbs the optimiser."""
-LAST_REWARD = 1
-"""Its column in the outcome head's output."""
+LAST_REWARD, TERMINATION = 1, 2
+"""Their columns in the outcome head's output."""
 
 
 class MDNRNN(nn.Module):
@@ -92,7 +92,7 @@ class MDNRNN(nn.Module):
         """Fixes the units of the reward head, and starts the termination head at the base rate.
 
         A head that starts at one half ends most early dreams at once, and where rewards are negative a policy learns
-        to look for those ends.
+        to look for those ends. An M that predicts otherwise starts as it is made.
 
         Args:
             reward_mean: Scalar; the head predicts (r - reward_mean) / reward_scale.
@@ -103,9 +103,9 @@ class MDNRNN(nn.Module):
         self.reward_mean.copy_(reward_mean)
         self.reward_scale.copy_(reward_scale)
         self.last_reward_scale.copy_(last_reward_scale)
-        last = self.outcome_head[-1]
-        assert isinstance(last, nn.Linear)
-        last.bias[2] = torch.logit(termination_rate.to(last.bias))
+        last = _linear(self.outcome_head, -1)
+        if last is not None and type(self).decode_outcome is MDNRNN.decode_outcome:
+            last.bias[TERMINATION] = torch.logit(termination_rate.to(last.bias))
 
     @torch.no_grad()
     def grow_change_scale(self, spread: Tensor) -> None:
@@ -118,7 +118,7 @@ class MDNRNN(nn.Module):
         M with heads of other layers keeps its first units.
 
         Args:
-            spread: Standard deviations [Z] of z_{t+1} - z_t.
+            spread: How large z_{t+1} - z_t is, [Z]: its standard deviations, or what it is in each step.
         """
         if not self.config.residual:
             return
