@@ -178,3 +178,23 @@ def test_v_that_trains_on_has_all_frames_encoded_anew(local_ray: None, tmp_path:
     finally:
         algorithm.stop()
     assert results[-1]["vae"]["explained"] is not None
+
+
+def test_dreams_start_from_latents_though_nothing_is_fitted(local_ray: None, monkeypatch: pytest.MonkeyPatch):
+    starts = []
+    sample = SequenceReplay.sample_starts
+
+    def spied(*args: Any) -> Any:
+        starts.append(sample(*args))
+        return starts[-1]
+
+    monkeypatch.setattr(SequenceReplay, "sample_starts", spied)
+    config = config_of().world_model(updates_per_step=0, pretrain_epochs=1, random_collection_steps=100)
+    algorithm = config.build_algo()
+    try:
+        while algorithm.train()["rows"]["imagined"] == 0:
+            pass
+        algorithm.train()
+    finally:
+        algorithm.stop()
+    assert len(starts) == 4 and all(LATENTS in arrays for arrays in starts)
