@@ -27,6 +27,7 @@ from wm_rllib.parameter_server import ParameterClient, WeightUpdate
 from wm_rllib.pipelines import VectorActions, shorten
 from wm_rllib.policy import WorldModelPolicy
 from wm_rllib.seeding import seed_process
+from wm_rllib.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,8 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             self._refresh_features(vae_changed=True)
         steps = request.num_timesteps
         num_greedy = self._act_greedily(int(request.greedy_fraction * self.num_envs))
-        episodes = self._sample_randomly(request) if request.random_actions else self.sample(num_timesteps=steps)
+        with one_thread():
+            episodes = self._sample_randomly(request) if request.random_actions else self.sample(num_timesteps=steps)
         raw = self.features.take_raw(episodes, self._ongoing_episodes, num_greedy)
         logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
         # Features of random actions were computed for nobody: such steps feed the world model alone.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 
 from wm_rllib.evaluation import GreedyPolicy
+from wm_rllib.threads import one_thread
 
 AnyEnv = gym.Env[Any, Any]
 
@@ -66,14 +65,3 @@ def time_decisions(policy: GreedyPolicy, env: AnyEnv, num_decisions: int, seed: 
         episodes.append(play_episode(policy, env, None if episodes else seed, missing))
         missing -= len(episodes[-1].decision_seconds)
     return DecisionTimes.of(episodes)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread meanwhile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
