@@ -225,8 +225,9 @@ def test_losses_of_no_transition_are_zero():
     assert losses.total == losses.nll == losses.reward == losses.termination == 0.0
 
 
+@pytest.mark.parametrize("grown", ["reward_scale", "last_reward_scale"])
 @pytest.mark.parametrize("head", [(16,), ()])
-def test_a_growing_unit_of_last_rewards_leaves_every_prediction_as_it_was(head: tuple[int, ...]):
+def test_a_growing_unit_of_rewards_leaves_every_prediction_as_it_was(head: tuple[int, ...], grown: str):
     mdn = MDNRNN(mdn_config(head_hidden_dims=head, ensemble_size=3))
     mdn.set_normalisation(*map(torch.tensor, (0.5, 0.03, 0.03, 0.01)))
     z, action, after = torch.randn(7, LATENT_DIM), torch.randn(7, 2), torch.randn(7, LATENT_DIM)
@@ -239,8 +240,10 @@ def test_a_growing_unit_of_last_rewards_leaves_every_prediction_as_it_was(head: 
 
     before = outcomes()
     for measured, unit in ((0.05, 0.03), (100.0, 100.0), (50.0, 100.0), (math.inf, 100.0), (math.nan, 100.0)):
-        mdn.grow_last_reward_scale(torch.tensor(measured))
-        assert mdn.last_reward_scale == pytest.approx(unit)
+        of_others, of_grown = torch.tensor(0.03), torch.tensor(measured)
+        mdn.grow_reward_scales(*((of_grown, of_others) if grown == "reward_scale" else (of_others, of_grown)))
+        assert getattr(mdn, grown) == pytest.approx(unit)
+        assert mdn.reward_scale + mdn.last_reward_scale == pytest.approx(unit + 0.03)
     for one, other in zip(before, outcomes(), strict=True):
         for name in ("reward", "last_reward", "termination_logit"):
             torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-4, atol=1e-5)
@@ -253,7 +256,7 @@ def test_an_m_that_decodes_otherwise_keeps_its_first_unit():
             return Outcome(reward.sinh(), logit, last_reward.sinh())
 
     mdn = Symlog(mdn_config())
-    mdn.grow_last_reward_scale(torch.tensor(100.0))
+    mdn.grow_reward_scales(torch.tensor(math.nan), torch.tensor(100.0))
     assert mdn.last_reward_scale == 1.0
 
 
@@ -267,7 +270,7 @@ def test_a_first_reward_of_another_size_is_learnt_in_its_own_units():
         mdn = MDNRNN(mdn_config())
         mdn.set_normalisation(*map(torch.tensor, (0.0, 0.03, 0.03, 0.01)))
         if grow:
-            mdn.grow_last_reward_scale(torch.tensor(100.0))
+            mdn.grow_reward_scales(torch.tensor(math.nan), torch.tensor(100.0))
         optimiser = torch.optim.Adam(mdn.parameters(), lr=2e-3)
         for _ in range(updates):
             optimiser.zero_grad()

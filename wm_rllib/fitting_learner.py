@@ -46,7 +46,7 @@ class FittingLearner(MergingLearner):
         if fits_m and not (MDN_RNN in self.config.frozen_parts and self.world_model.mdn_rnn.has_change_scale):
             self._measure_change({name: batch[name][:MEASURED_SEQUENCES] for name in batch})
         if fits_m and MDN_RNN not in self.config.frozen_parts:
-            self._measure_last_rewards(batch[Columns.REWARDS][batch[MASK] & batch[Columns.TERMINATEDS]])
+            self._measure_rewards(batch[Columns.REWARDS][batch[MASK]], batch[Columns.TERMINATEDS][batch[MASK]])
         return WORLD_MODEL_MODULE_ID, {name: batch[name] for name in batch}
 
     def _measure_change(self, columns: dict[str, Tensor]) -> None:
@@ -57,10 +57,12 @@ class FittingLearner(MergingLearner):
             changes = self.world_model.changes(columns[Columns.OBS], columns[MASK])
         self.world_model.mdn_rnn.grow_change_scale(change_over_learners(changes))
 
-    def _measure_last_rewards(self, rewards: Tensor) -> None:
-        """The same of M's unit of rewards that end an episode, which may have been fixed before one was seen."""
-        count, _, squares = sum_over_learners(moments(rewards))
-        self.world_model.mdn_rnn.grow_last_reward_scale((squares / count).sqrt().float())
+    def _measure_rewards(self, rewards: Tensor, ends: Tensor) -> None:
+        """The same of M's units of rewards [N], which may have been fixed before those that count were seen."""
+        mdn_rnn = self.world_model.mdn_rnn
+        ordinary = sum_over_learners(moments(rewards[~ends] - mdn_rnn.reward_mean))
+        last = sum_over_learners(moments(rewards[ends]))
+        mdn_rnn.grow_reward_scales(*((squares / count).sqrt().float() for count, _, squares in (ordinary, last)))
 
     def _share_buffers(self) -> None:
         """Gives all learners rank 0's record of what disagreement is usual, which each kept of its own batches."""

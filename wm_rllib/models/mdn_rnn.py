@@ -36,8 +36,8 @@ than this, and in units of their own they would be as loud as the others, and al
 
 TOLERATED_GROWTH = 3.0
 """A unit of rewards that is too small by less does no harm, and each change of units disturbs the optimiser."""
-LAST_REWARD, TERMINATION = 1, 2
-"""Their columns in the outcome head's output."""
+REWARD, LAST_REWARD, TERMINATION = 0, 1, 2
+"""Columns of the outcome head's output."""
 
 
 class MDNRNN(nn.Module):
@@ -135,28 +135,34 @@ class MDNRNN(nn.Module):
             first.weight[:, -len(change) :] *= self.outcome_scale / outcome
 
     @torch.no_grad()
-    def grow_last_reward_scale(self, measured: Tensor) -> None:
-        """Takes a larger unit of rewards that end an episode where the first one has become far too small.
+    def grow_reward_scales(self, ordinary: Tensor, last: Tensor) -> None:
+        """Takes larger units of rewards where the first ones have become far too small.
 
-        Random actions may never have met the goal that an environment is about: in units of a thousandth of what it
-        pays, its error would be all that M learns from, and the head would be long in coming to promise it. Predictions
-        stay what they were, as when units of change grow. An M that predicts otherwise keeps its first unit.
+        Random actions may never have met the goal that an environment is about, or run as fast as is paid for: in units
+        of a thousandth of what it pays, its error would be all that M learns from, and the head would be long in coming
+        to promise it. Predictions stay what they were, as when units of change grow. An M that predicts otherwise keeps
+        its first units.
 
         Args:
-            measured: Root mean square of those rewards, scalar; NaN of none.
+            ordinary: Root mean square of how far rewards that do not end an episode are from `reward_mean`, scalar; NaN
+                of none.
+            last: Root mean square of those that do.
         """
         layer = _linear(self.outcome_head, -1)
         if layer is None or type(self).decode_outcome is not MDNRNN.decode_outcome:
             return
-        unit = self.last_reward_scale
-        grows = measured.isfinite() & (measured > TOLERATED_GROWTH * unit)
-        factor = torch.where(grows, unit / measured, torch.ones_like(unit))
-        layer.weight[LAST_REWARD] *= factor
-        layer.bias[LAST_REWARD] *= factor
-        if self.outcome_ensemble is not None:
-            self.outcome_ensemble.weight[..., LAST_REWARD] *= factor
-            self.outcome_ensemble.bias[..., LAST_REWARD] *= factor
-        unit /= factor
+        for unit, measured, column in (
+            (self.reward_scale, ordinary, REWARD),
+            (self.last_reward_scale, last, LAST_REWARD),
+        ):
+            grows = measured.isfinite() & (measured > TOLERATED_GROWTH * unit)
+            factor = torch.where(grows, unit / measured, torch.ones_like(unit))
+            layer.weight[column] *= factor
+            layer.bias[column] *= factor
+            if self.outcome_ensemble is not None:
+                self.outcome_ensemble.weight[..., column] *= factor
+                self.outcome_ensemble.bias[..., column] *= factor
+            unit /= factor
 
     def _rescale_mixture(self, last: nn.Linear, factors: Tensor) -> None:
         """Multiplies the means and sigmas [K Z] that the mixture head's last layer predicts."""
