@@ -43,7 +43,7 @@ class SeenFrames:
         self._draw = env._render
         self._is_skipping, self._shown_return = False, 0.0
         self._road: list[tuple[Polygon, Any]] = []
-        self._near_road = self._near_grass = Near([])
+        self._near_road = Near([])
         field, side = car_racing.PLAYFIELD, car_racing.GRASS_DIM
         self._field = [(field, field), (field, -field), (-field, -field), (-field, field)]
         corners = [(side * x, side * y) for x in range(-20, 20, 2) for y in range(-20, 20, 2)]

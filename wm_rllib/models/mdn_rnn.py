@@ -92,7 +92,7 @@ class MDNRNN(nn.Module):
         """Fixes the units of the reward head, and starts the termination head at the base rate.
 
         A head that starts at one half ends most early dreams at once, and where rewards are negative a policy learns
-        to look for those ends. An M that predicts otherwise starts as it is made.
+        to look for those ends. An M whose outcome head has other layers starts as it is made.
 
         Args:
             reward_mean: Scalar; the head predicts (r - reward_mean) / reward_scale.
@@ -104,7 +104,7 @@ class MDNRNN(nn.Module):
         self.reward_scale.copy_(reward_scale)
         self.last_reward_scale.copy_(last_reward_scale)
         last = _linear(self.outcome_head, -1)
-        if last is not None and type(self).decode_outcome is MDNRNN.decode_outcome:
+        if last is not None and last.out_features > TERMINATION:
             last.bias[TERMINATION] = torch.logit(termination_rate.to(last.bias))
 
     @torch.no_grad()
