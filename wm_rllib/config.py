@@ -29,7 +29,7 @@ from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, lo
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
 from wm_rllib.pixels import AS_IT_IS, PixelSettings
-from wm_rllib.policy_module import WorldModelPPOModule
+from wm_rllib.policy_module import NORMALIZE_ACTIONS, WorldModelPPOModule
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.settings import check_attrs
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
@@ -382,5 +382,6 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         return super()._model_config_auto_includes | {
             "fcnet_hiddens": list(self.policy_hidden_dims),
             "latent_dim": self.latent_dim,
+            NORMALIZE_ACTIONS: self.normalize_actions,
             "gamma": self.gamma,  # no layer needs it, but who reads the critic's values does
         }

@@ -9,6 +9,11 @@ import torch
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from torch import Tensor, nn
 
+from wm_rllib.clipped_gaussian import greedy_distribution
+
+NORMALIZE_ACTIONS = "normalize_actions"
+"""RLlib's setting, in the module's model config."""
+
 UNITS_RATE = 0.2
 """How far one update moves the critic's units: six dream rounds cover three quarters of the way."""
 
@@ -83,6 +88,21 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
                 orthogonal(_linear_layers(head)[-1], gain)
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
+
+    def get_inference_action_dist_cls(self) -> Any:
+        """RLlib's, but for actions that are clipped on their way to the environment."""
+        distribution = super().get_inference_action_dist_cls()
+        # RLlib's default, for checkpoints from before it was written into them.
+        normalized = self.model_config.get(NORMALIZE_ACTIONS, True)
+        return greedy_distribution(distribution, self.action_space, normalized=normalized)
+
+    def get_exploration_action_dist_cls(self) -> Any:
+        """RLlib's, which by itself would be that of inference."""
+        return super().get_inference_action_dist_cls()
+
+    def get_train_action_dist_cls(self) -> Any:
+        """RLlib's, which by itself would be that of inference."""
+        return super().get_inference_action_dist_cls()
 
     def train(self, mode: bool = True) -> WorldModelPPOModule:
         """RLlib asks for eval mode at every env step; all layers are in it already."""
