@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ray.rllib.models.torch.torch_distributions import TorchCategorical, TorchDiagGaussian
+from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 from tiny import tiny_config
 
 from wm_rllib.clipped_gaussian import ClippedGaussian, clipped_mean, greedy_distribution

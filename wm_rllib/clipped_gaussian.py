@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from ray.rllib.models.torch.torch_distributions import TorchDeterministic, TorchDiagGaussian
+from ray.rllib.core.distribution.torch.torch_distribution import TorchDeterministic, TorchDiagGaussian
 from torch import Tensor
 
 
