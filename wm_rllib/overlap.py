@@ -18,7 +18,6 @@ from collections import deque
 
 from wm_rllib.collection import RealExperience
 from wm_rllib.dream_orders import DreamHarvest, DreamTicket
-from wm_rllib.frame_fit import encode_replay
 from wm_rllib.gating import choose_imagination
 from wm_rllib.mixing import AUTO, imagined_rows, ratio_at, split_evenly
 from wm_rllib.stages import Stages
@@ -49,8 +48,6 @@ class OverlappingTraining:
         rows = self._rows(sum(real.rows), ratio)
         rounds = stages.num_rounds if rows else 1
         if ratio:
-            if stages.takes_frames:
-                encode_replay(stages)  # dreams start from latents
             self._order(rows, rounds, ratio, horizon)  # beside the fit
         else:
             self._drop_tickets()

@@ -9,7 +9,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from wm_rllib.calling import call
 from wm_rllib.collection import RealExperience
-from wm_rllib.frame_fit import encode_replay, fit_on_frames
+from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.gating import choose_imagination
 from wm_rllib.learner_calls import on_learners
 from wm_rllib.mixing import imagined_rows
@@ -66,8 +66,6 @@ def pretrain(stages: Stages) -> None:
     elif updates and config.frozen_parts != WHOLE:
         stages.fit(updates)
     else:
-        if stages.takes_frames:
-            encode_replay(stages)
         stages.publish(policy=False, world_model=True)  # the units
     stages.parts.state.phase = Phase.MIXED
 

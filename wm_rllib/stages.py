@@ -166,15 +166,11 @@ class Stages:
         if updates and not self.is_cut_short:
             state.pending_updates -= updates
             self.fit(updates)
-        elif self.takes_frames and not self.is_cut_short:
-            encode_replay(self)
 
     def fit(self, num_updates: int) -> None:
         """Gradient steps on V and M, in one call to the learners, and their publication; none if both are frozen."""
         config, state = self.config, self.parts.state
         if config.frozen_parts == WHOLE:
-            if self.takes_frames:
-                encode_replay(self)
             return
         if self.takes_frames:
             fit_on_frames(self, num_updates, num_updates, config.vae_online_lr_fraction)
@@ -232,7 +228,9 @@ class Stages:
         return harvest
 
     def dream_order(self, rows: int, horizon: int) -> DreamOrder:
-        """What is asked of the dreamers."""
+        """What is asked of the dreamers, who start from what the replay holds: images are given their latents first."""
+        if self.takes_frames:
+            encode_replay(self)
         steps = self.parts.state.num_env_steps
         return DreamOrder(
             rows=split_evenly(rows, self.num_shards),
