@@ -55,8 +55,8 @@ METRICS: dict[str, Metric] = {
         "up to 1",
     ),
     "imagination/gate_gap": Metric(
-        "Running mean of `judged_gap` beyond chance, in deviations of returns, each at most 30; above 0.7 it closes "
-        "the gate.",
+        "Running mean of `judged_gap` beyond chance, in standard deviations of returns, each counted as 30 at most. "
+        "From 0.7 on it lowers the ratio: at an upper bound of 0.99 and full skill to 0.98 at 1, 0.85 at 3, 0.33 at 10.",
         "standard deviations",
     ),
     "imagination/cut": Metric("Share of this iteration's dreams that were cut because M was unsure.", "0 to 1"),
@@ -98,7 +98,9 @@ METRICS: dict[str, Metric] = {
     ),
     "replay/episodes": Metric("Episodes, or parts of them, that it holds.", "episodes"),
     "replay/gigabytes": Metric("Its images, as stored and with room for more, and their latents.", "10^9 bytes"),
-    "vae/reconstruction_loss": Metric("Reconstruction error of V on normalised observations.", "squared error"),
+    "vae/reconstruction_loss": Metric(
+        "Half the squared error of V on normalised observations, summed over them.", "squared error"
+    ),
     "vae/reconstruction_loss_at_start": Metric(
         "The same over the first twentieth of a fit's gradient steps, or of those of its first call to the learners.",
         "squared error",

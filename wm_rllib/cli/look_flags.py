@@ -12,7 +12,8 @@ from wm_rllib.yaml_files import parse_yaml
 
 def add_report(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `report` to the commands."""
-    parser = commands.add_parser("report", help="one HTML file on a run: may its dream be trusted?", allow_abbrev=False)
+    about = "write one HTML file on a run: may its dream be trusted?"
+    parser = commands.add_parser("report", help=about, description=about, allow_abbrev=False)
     add = parser.add_argument
     add("run", metavar="RUN", help="run folder; the run may still be going on")
     add("--output", metavar="FILE.html", help="the report; default RUN/report.html")
@@ -25,7 +26,8 @@ def add_report(commands: argparse._SubParsersAction[Any]) -> None:
 
 def add_dream(commands: argparse._SubParsersAction[Any]) -> None:
     """Add `dream` to the commands."""
-    parser = commands.add_parser("dream", help="watch a dream beside reality, or steer it", allow_abbrev=False)
+    about = "watch a dream beside reality, or steer it (--play)"
+    parser = commands.add_parser("dream", help=about, description=about, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or run folder (its best, else its last)")
     add("--output", metavar="FILE.gif|.mp4|.png", help="the animation, or a sheet of its frames (dream.gif)")

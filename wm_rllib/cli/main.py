@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from wm_rllib.cli.benchmark_flags import add_benchmark
@@ -18,6 +19,12 @@ from wm_rllib.settings import SettingError
 
 MODULES = {"plan": "planner"}
 """Of commands, where it is not named as the command."""
+
+
+SCRIPT = "wm-rllib"
+"""The command that installing the package brings."""
+ENV_HELP = 'Gymnasium id, or "package.module:name" of a class or function'
+SET_HELP = "one setting, e.g. evaluation.interval=250; may be repeated"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     Values stay texts here, so that one table (`settings.py`) judges them wherever they come from.
     """
-    parser = _Parser(prog="wm_rllib", description="World Models for RLlib.", allow_abbrev=False)
+    script = Path(sys.argv[0]).name
+    prog = script if script == SCRIPT else "python -m wm_rllib"
+    parser = _Parser(prog=prog, description="World Models for RLlib.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_train(commands)
     _add_evaluate(commands)
@@ -46,9 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
-    add = commands.add_parser("train", help="train an agent", allow_abbrev=False).add_argument
+    about = "train an agent, or go on with a run; `settings` lists what --config and --set take"
+    add = commands.add_parser("train", help="train an agent", description=about, allow_abbrev=False).add_argument
     add("--config", metavar="FILE.yaml", help="settings; flags and --set win over them")
-    add("--env", metavar="ID", help='Gymnasium id, or "package.module:EnvClass"')
+    add("--env", metavar="ID", help=ENV_HELP)
     add("--total-timesteps", metavar="N", help="end after this many real steps")
     add(
         "--stop-return",
@@ -62,7 +72,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--resume", metavar="PATH|auto", help="go on from a checkpoint; auto: the newest in --run-dir, if any")
     add("--checkpoint-frequency", metavar="ITERATIONS", help="iterations between checkpoints")
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")
-    add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting; may be repeated")
+    add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help=SET_HELP)
     _add_ray(add)
 
 
@@ -74,8 +84,9 @@ def _add_ray(add: Callable[..., Any]) -> None:
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
-    add = commands.add_parser("evaluate", help="evaluate a checkpoint", allow_abbrev=False).add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or run folder (its best, else its last)")
+    about = "play greedy episodes with a checkpoint's agent, and print their mean return"
+    add = commands.add_parser("evaluate", help=about, description=about, allow_abbrev=False).add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="checkpoint (folder or URI), or run folder (its best, else its last)")
     add("--env", metavar="ID", help="environment; default: the one it was trained in")
     add("--episodes", metavar="N", help="episodes (20)")
     add("--seed", metavar="S", help="seed of the episodes; default: fresh ones")
@@ -95,10 +106,10 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     add = commands.add_parser("plan", help=about, description=about, allow_abbrev=False).add_argument
     add("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or run folder (its best, else its last)")
     add("--env", metavar="ID", help="environment; default: the one it was trained in")
-    add("--planner", metavar="random|cem|mppi", help="how candidates are chosen")
-    add("--horizon", metavar="N", help="actions of a plan")
-    add("--samples", metavar="N", help="candidates of an iteration")
-    add("--iterations", metavar="N", help="iterations of a decision")
+    add("--planner", metavar="random|cem|mppi", help="how candidates are chosen (cem)")
+    add("--horizon", metavar="N", help="actions of a plan (5)")
+    add("--samples", metavar="N", help="candidates of an iteration (64)")
+    add("--iterations", metavar="N", help="iterations of a decision (3)")
     add("--critic", action=argparse.BooleanOptionalAction, default=True, help="value what comes after the horizon")
     add("--episodes", metavar="N", help="episodes, one after the other (5)")
     add("--seed", metavar="S", help="seed of the episodes and of the search; default: fresh ones")
@@ -115,9 +126,10 @@ def _add_settings(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_sweep(commands: argparse._SubParsersAction[_Parser]) -> None:
-    add = commands.add_parser("sweep", help="search settings with Ray Tune", allow_abbrev=False).add_argument
+    about = "search settings with Ray Tune, or go on with a sweep"
+    add = commands.add_parser("sweep", help=about, description=about, allow_abbrev=False).add_argument
     add("--config", metavar="FILE.yaml", help="settings, search spaces and the section search; flags and --set win")
-    add("--env", metavar="ID", help='Gymnasium id, or "package.module:EnvClass"')
+    add("--env", metavar="ID", help=ENV_HELP)
     add("--total-timesteps", metavar="N", help="end each trial after this many real steps")
     add("--stop-return", metavar="R", help="end a trial when an evaluation reaches this mean return")
     add("--seed", metavar="S", help="seed of the search and of every trial")
@@ -131,13 +143,13 @@ def _add_temperatures(commands: argparse._SubParsersAction[_Parser]) -> None:
     about = "train controllers in the dream of one world model at several temperatures, and compare them in reality"
     add = commands.add_parser("temperatures", help=about, description=about, allow_abbrev=False).add_argument
     add("--config", metavar="FILE.yaml", help="settings; flags and --set win over them")
-    add("--env", metavar="ID", help='Gymnasium id, or "package.module:EnvClass"')
+    add("--env", metavar="ID", help=ENV_HELP)
     add("--temperatures", metavar="T", nargs="+", required=True, help="temperatures of M's mixture")
     add("--run-dir", metavar="DIR", required=True, help="folder of it all; the same command goes on in it")
     add("--episodes", metavar="N", help="episodes of each score (100)")
     add("--seed", metavar="S", help="seed of everything random")
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")
-    add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting; may be repeated")
+    add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help=SET_HELP)
     _add_ray(add)
 
 
