@@ -39,6 +39,7 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
         (lambda c: c.training(learner_connector=lambda *_: None), "learner_connector is not supported"),
         (lambda c: c.evaluation(evaluation_duration_unit="timesteps"), "evaluation_duration_unit = 'timesteps'"),
         (lambda c: c.env_runners(batch_mode="complete_episodes"), "batch_mode = 'complete_episodes'"),
+        (lambda c: c.env_runners(num_gpus_per_env_runner=1), "num_gpus_per_env_runner = 1 must be 0"),
         (
             lambda c: c.world_model(replay_directory="here"),
             "replay_directory = 'here' .* but replay_storage = 'memory'",
@@ -51,7 +52,7 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
         (lambda c: c.reporting(min_train_timesteps_per_iteration=9), "min_train_timesteps_per_iteration = 9"),
         (lambda c: c.reporting(min_sample_timesteps_per_iteration=9), "min_sample_timesteps_per_iteration = 9"),
     ],
-    ids=["connector", "learner connector", "duration", "batch mode", "storage", "folder", "time", "train", "sample"],
+    ids=["connector", "learner", "duration", "batch mode", "gpus", "storage", "folder", "time", "train", "sample"],
 )
 def test_settings_of_rllibs_that_would_go_wrong_are_refused(nothing_starts: None, change: Any, said: str):
     config = tiny_config()

@@ -23,9 +23,8 @@ def batches(num_rows: int, **settings: Any) -> list[Tensor]:
     columns = {"row": torch.arange(num_rows), "twice": 2 * torch.arange(num_rows)[:, None]}
     made = Minibatches("module", columns, **settings)
     result = []
-    for index, minibatch in enumerate(made):
+    for minibatch in made:
         assert list(minibatch.policy_batches) == ["module"]
-        assert minibatch.is_last is (index + 1 == len(made))
         batch = minibatch.policy_batches["module"]
         assert torch.equal(batch["twice"][:, 0], 2 * batch["row"])
         result.append(batch["row"])

@@ -26,8 +26,10 @@ from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.outcome import Outcome
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.policy_module import WorldModelPPOModule
 from wm_rllib.replay import GREEDY, MASK, REACH
 
+BOX = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
 SHIFT = torch.tensor([0.1, -0.2, 0.0])
 MEAN, REWARD_MEAN = torch.tensor([0.3, -0.4, 0.05]), 1.5
 
@@ -246,6 +248,9 @@ class Critic:
     def get_exploration_action_dist_cls(self) -> Any:
         return TorchCategorical
 
+    def get_inference_action_dist_cls(self) -> Any:
+        return TorchCategorical
+
     def forward_exploration(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {Columns.ACTION_DIST_INPUTS: torch.zeros(len(batch[Columns.OBS]), 2)}
 
@@ -403,6 +408,51 @@ def test_dreams_act_as_the_real_steps_did():
     assert abs(judgement.gap) < 3.5 * judgement.gap_error < 0.3
     without = judge_arrays(model, {**arrays_of(fresh), GREEDY: greedy & False}, module)
     assert without.gap < -3.5 * without.gap_error
+
+
+def wide_module() -> Any:
+    """The project's module on one action in [-1, 1], of a mean of 2 and a deviation of exp(1.5) whatever it sees."""
+    module = RLModuleSpec(
+        module_class=WorldModelPPOModule,
+        observation_space=gym.spaces.Box(-np.inf, np.inf, (LATENT_DIM + HIDDEN_DIM,), np.float32),
+        action_space=BOX,
+        model_config={**vars(DefaultModelConfig(fcnet_hiddens=[16], vf_share_layers=False)), "latent_dim": LATENT_DIM},
+    ).build()
+    with torch.no_grad():
+        for layer in module.pi.net.mlp:
+            if isinstance(layer, nn.Linear):
+                layer.weight.zero_()
+                layer.bias.copy_(torch.tensor([2.0, 1.5]))
+    return module
+
+
+class PaysTheAction(Perfect):
+    """Stands still, and pays what the action is."""
+
+    def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
+        return certain(z, self.config.num_mixtures)
+
+    def outcome(self, z: Tensor, action: Tensor, next_z: Tensor) -> Outcome:
+        return Outcome(action[..., 0], torch.full_like(z[..., 0], -50.0))
+
+
+def test_greedy_steps_in_a_box_are_dreamed_as_env_runners_take_them():
+    """By the mean of the clipped Gaussian: by its mode, which is at the bound, exact dreams would promise too much."""
+    module, count = wide_module(), 800
+    inputs = module.forward_inference({Columns.OBS: torch.zeros(1, LATENT_DIM + HIDDEN_DIM)})
+    inputs = inputs[Columns.ACTION_DIST_INPUTS].expand(count * 6, -1)
+    exploring = module.get_exploration_action_dist_cls().from_logits(inputs).sample().clamp(-1.0, 1.0)
+    best = module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic().sample()
+    greedy = np.arange(count) < 400
+    chosen = torch.where(torch.from_numpy(greedy)[:, None, None], best.view(count, 6, 1), exploring.view(count, 6, 1))
+    still = windows(count=count)
+    still = dataclasses.replace(still, observations=still.observations[:, :1].expand(-1, 7, -1).clone())
+    fresh = dataclasses.replace(still, actions=chosen, rewards=chosen[..., 0])
+    model = world_model(BOX, mdn_rnn_class=PaysTheAction, vae=vae_config(), vae_class=ExactVAE).eval()
+    judgement = judge_arrays(model, {**arrays_of(fresh), GREEDY: greedy}, module)
+    assert abs(judgement.gap) < 3.5 * judgement.gap_error < 0.5
+    as_if_explored = judge_arrays(model, {**arrays_of(fresh), GREEDY: greedy & False}, module)
+    assert as_if_explored.gap_error > judgement.gap_error
 
 
 def test_who_draws_its_own_noise_is_compared_where_it_explored():

@@ -370,6 +370,13 @@ def test_frames_stay_within_their_bytes(storage: Storage, tmp_path: Path):
     assert min(held[100:]) + len(replay.episodes) + 47 + 40 > (1 - 1 / LEAST_SLABS) * most / 192
 
 
+def test_a_bound_on_frames_bounds_no_vectors():
+    replay = SequenceReplay(10_000, 0, FrameStore(max_bytes=1))
+    for start in (0, 10, 20):
+        replay.add([chunk(0, start, start + 10)])
+    assert len(replay) == 30 and len(replay.episodes) == 1
+
+
 def test_the_newest_episode_stays_whatever_it_takes():
     replay = SequenceReplay(10_000, 0, FrameStore(max_bytes=192 * 10))
     for number in range(3):

@@ -88,6 +88,25 @@ def test_raw_box_is_scaled_to_the_unit_range():
     torch.testing.assert_close(encoded, torch.tensor([[-1.0, 0.0, 1.0, 1.0]]))
 
 
+def test_what_is_not_clipped_on_its_way_is_not_clipped_for_the_model():
+    raw = ActionCodec(Box(-3.0, 5.0, (2,)), normalized=False, clipped=False).encode(torch.tensor([[1.0, 9.0]]))
+    assert raw.tolist() == [[0.0, 2.0]]
+    # RLlib neither unsquashes nor clips where one dimension has no bounds and actions are to be normalised.
+    struct = get_base_struct_from_space(HALF_BOUNDED)
+    assert unsquash_action(np.array([7.0, 0.0, 0.0], np.float32), struct)[0] == 7.0
+    assert ActionCodec(HALF_BOUNDED, normalized=True).encode(torch.tensor([7.0, 0.0, 0.0]))[0] == 2.0
+    assert ActionCodec(HALF_BOUNDED, normalized=False).encode(torch.tensor([7.0, 0.0, 0.0]))[0] == 1.0
+
+
+def test_bounds_that_a_dream_looked_up_do_not_keep_gradients_from_others():
+    codec = ActionCodec(VECTOR, normalized=False)
+    with torch.inference_mode():
+        codec.encode(torch.zeros(3))
+    actions = torch.zeros(3, requires_grad=True)
+    codec.encode(actions).sum().backward()
+    assert actions.grad.tolist() == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("normalized", [True, False])
 def test_unbounded_dimensions_are_left_alone_and_make_rllib_leave_the_others_in_env_space(normalized: bool):
     encoded = ActionCodec(HALF_BOUNDED, normalized=normalized).encode(torch.tensor([[2.5, 30.0, -7.0]]))

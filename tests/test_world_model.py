@@ -659,5 +659,34 @@ class TestWorldModelPPOTrainer:
         assert results[-1]["rows"] == {"real": ROUNDS * TRAIN_BATCH, "imagined": ROUNDS * TRAIN_BATCH}
 
 
+class ChangingVAE(VariationalAutoencoder):
+    """One that is another in training mode, as any with dropout or normalisation of batches."""
+
+    def make_encoder(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(self.config.observation_shape[0], 16),
+            nn.BatchNorm1d(16),
+            nn.Dropout(0.5),
+            nn.Linear(16, 2 * self.config.latent_dim),
+        )
+
+
+def test_m_is_fitted_to_the_latents_that_c_sees():
+    model = world_model(vae_class=ChangingVAE)
+    batch = sequences([5, 3], 5)
+    assert batch.observations is not None
+    norm = model.vae.encoder[1]
+    before = norm.running_mean.clone()
+    torch.testing.assert_close(model.latents(batch.observations), model.eval().vae.encode(batch.observations))
+    model.train()
+    assert torch.equal(norm.running_mean, before)
+    assert model.vae.training and norm.training
+    seen = []
+    model.mdn_rnn.losses = lambda z, *rest: seen.append(z)  # type: ignore[method-assign,assignment]
+    model.losses(batch)
+    torch.testing.assert_close(seen[0], model.eval().vae.encode(batch.observations))
+    assert not seen[0].requires_grad
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-v"]))

@@ -44,7 +44,7 @@ class ClippedGaussian(TorchDiagGaussian):
 
 
 def greedy_distribution(distribution: Any, space: gym.Space[Any], *, normalized: bool) -> Any:
-    """What greedy actions are taken from: `distribution`, but where RLlib clips what it draws.
+    """What greedy actions are taken from: `distribution`, but where RLlib clips the normalised actions that it draws.
 
     Args:
         distribution: The module's class for inference.

@@ -49,6 +49,11 @@ def _of_rllib(config: Any) -> Iterator[str]:
     if config.num_aggregator_actors_per_learner:
         yield "num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE."
     yield from _of_connectors(config)
+    if config.num_gpus_per_env_runner:
+        yield (
+            f"num_gpus_per_env_runner = {config.num_gpus_per_env_runner} must be 0: env runners compute V, M and C on "
+            "the CPU. Fix: leave it out; num_gpus_per_learner and num_gpus_per_dreamer give GPUs to those who gain."
+        )
     if config.evaluation_duration_unit != "episodes":
         yield (
             f"evaluation_duration_unit = {config.evaluation_duration_unit!r} must be 'episodes': evaluations play "

@@ -165,8 +165,9 @@ class WorldModelSections:
             mdn_lr: Learning rate of M.
             mdn_frozen: Whether M keeps its initial weights while V trains as ever: the ablation that says what training
                 M is worth.
-            log_sigma_range: Clip range of the mixture's log sigma, in units of one step's change.
-            input_noise: Standard deviation of the noise on M's input in training, in units of a step's change; 0: none.
+            log_sigma_range: Clip range of the mixture's log sigma, in units of one step's change (of a latent itself
+                without `mdn_residual`).
+            input_noise: Standard deviation of the noise on M's input in training, in the same units; 0: none.
             nll_coeff: Weight of the latent's likelihood in M's loss.
             reward_loss_coeff: Weight of the reward error.
             termination_loss_coeff: Weight of the termination cross-entropy.

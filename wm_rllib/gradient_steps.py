@@ -24,7 +24,6 @@ class Minibatch:
     """What RLlib's update loop reads of a minibatch: columns by module."""
 
     policy_batches: dict[str, Columns]
-    is_last: bool
 
 
 class Minibatches:
@@ -58,7 +57,7 @@ class Minibatches:
         for index in range(self._count):
             rows = order[index * self._size : (index + 1) * self._size]
             columns = {name: column[rows] for name, column in self._columns.items()}
-            yield Minibatch({self._module_id: columns}, is_last=index + 1 == self._count)
+            yield Minibatch({self._module_id: columns})
 
     def _order(self) -> Tensor:
         epochs = -(-self._count * self._size // self._num_rows)

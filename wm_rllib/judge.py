@@ -5,6 +5,7 @@ For the gate of `imagination_ratio="auto"`, and for people at each evaluation.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +15,8 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from wm_rllib.gate import Judgement
-from wm_rllib.models.dreaming import Dream, draw_dream_noise, dream
+from wm_rllib.models.controller import ActionSampler, Controller
+from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.judging import Windows, dreamed_returns, open_loop_skill, real_returns
 from wm_rllib.models.trust import calibrate, end_probabilities, open_loop_errors
 from wm_rllib.models.world_model import WorldModel
@@ -67,15 +69,36 @@ def _dream_alike(
 ) -> tuple[Dream, Tensor]:
     """Dreams from the windows' starts, acted as the real steps were: greedily where greedy [N]; and where so [N].
 
-    Without noise on its actions C is greedy. One that draws its own noise explores in every dream.
+    A C that draws its own noise explores in every dream.
     """
     policy = make_policy(module)
+    acts_alike = isinstance(policy, Controller)
+    if isinstance(policy, Controller):
+        sampler = SomeGreedy(policy.sampler, module.get_inference_action_dist_cls(), greedy)
+        policy = dataclasses.replace(policy, sampler=sampler)
     z, state = windows.start(world_model)
-    noise = draw_dream_noise(world_model, policy, windows.horizon, len(z))
-    if noise.action is not None:
-        noise.action[:, greedy] = 0.0
-    lanes = dream(world_model, policy, z, state, windows.horizon, temperature, noise=noise)
-    return lanes, torch.ones_like(greedy) if noise.action is not None else ~greedy
+    lanes = dream(world_model, policy, z, state, windows.horizon, temperature)
+    return lanes, torch.ones_like(greedy) if acts_alike else ~greedy
+
+
+class SomeGreedy:
+    """An `ActionSampler` that is greedy in some lanes, by the same distribution as an env runner's greedy environments.
+
+    Args:
+        sampler: What the other lanes draw from.
+        distribution: RLlib's class of greedy actions.
+        greedy: [N] bool, by lane.
+    """
+
+    def __init__(self, sampler: ActionSampler, distribution: Any, greedy: Tensor):
+        self._sampler, self._distribution, self._greedy = sampler, distribution, greedy
+        self.input_dim, self.draw, self.logp = sampler.input_dim, sampler.draw, sampler.logp
+
+    def sample(self, inputs: Tensor, noise: Tensor) -> Tensor:
+        """See `ActionSampler`."""
+        drawn = self._sampler.sample(inputs, noise)
+        best = self._distribution.from_logits(inputs).to_deterministic().sample()
+        return torch.where(self._greedy.view(-1, *[1] * (drawn.ndim - 1)), best, drawn)
 
 
 def _return_scale(module: Any, returns: Tensor) -> float:

@@ -283,11 +283,11 @@ class WorldModelPPOLearner(FittingLearner):
 
     @torch.no_grad()
     def put_latents(self, frames_ref: ray.ObjectRef) -> ray.ObjectRef:
-        """Reference to the latents [N, Z], V's posterior means, of frames [N, *O]."""
-        frames, vae = ray.get(frames_ref), self.world_model.vae
+        """Reference to the latents [N, Z] of frames [N, *O]."""
+        frames = ray.get(frames_ref)
         # In float32 whatever V is fitted in: bfloat16's rounding is as large as M's finest sigma.
         parts = [
-            vae.posterior(torch.from_numpy(part.copy()).to(self._device)).mean.cpu()
+            self.world_model.latents(torch.from_numpy(part.copy()).to(self._device)).cpu()
             for part in np.array_split(frames, -(-len(frames) // ENCODED_AT_ONCE))
         ]
         return ray.put(torch.cat(parts).numpy())

@@ -56,7 +56,8 @@ METRICS: dict[str, Metric] = {
     ),
     "imagination/gate_gap": Metric(
         "Running mean of `judged_gap` beyond chance, in standard deviations of returns, each counted as 30 at most. "
-        "From 0.7 on it lowers the ratio: at an upper bound of 0.99 and full skill to 0.98 at 1, 0.85 at 3, 0.33 at 10.",
+        "From 0.7 on it lowers the ratio: at an upper bound of 0.99 and full skill to 0.98 at 1, to 0.85 at 3, to 0.33 "
+        "at 10.",
         "standard deviations",
     ),
     "imagination/cut": Metric("Share of this iteration's dreams that were cut because M was unsure.", "0 to 1"),

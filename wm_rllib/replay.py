@@ -98,7 +98,11 @@ class SequenceReplay(EpisodeReplayBuffer):
         if len(held) + more > MOST_OF_REPLAY * self.capacity:
             return True
         limit = self.frames.max_bytes
-        return limit is not None and self.frames.size_of(held.observations.data) > MOST_OF_REPLAY * limit
+        return (
+            limit is not None
+            and self.holds_frames
+            and self.frames.size_of(held.observations.data) > MOST_OF_REPLAY * limit
+        )
 
     def _make_room(self, chunk: SingleAgentEpisode) -> None:
         """Lets as many of the oldest sequences go as have to before a chunk comes.

@@ -115,13 +115,15 @@ class ActionCodec:
     Args:
         action_space: A Discrete, MultiDiscrete or one-axis Box space.
         normalized: RLlib's `normalize_actions`: whether policy space is [-1, 1] in a Box with bounds in all dimensions.
+        clipped: RLlib's `clip_actions`, by which actions are clipped on their way to the environment where they are not
+            normalised. Those that are normalised always are.
 
     Attributes:
         dim: A, the width of the model input.
         sizes: Categories of each discrete part; empty for a Box.
     """
 
-    def __init__(self, action_space: gym.Space[Any], *, normalized: bool):
+    def __init__(self, action_space: gym.Space[Any], *, normalized: bool, clipped: bool = True):
         check_action_space(action_space)
         self.action_space = action_space
         self.sizes: tuple[int, ...] = ()
@@ -136,6 +138,7 @@ class ActionCodec:
             self._bounds_on: dict[torch.device, tuple[Tensor, ...]] = {}
             # RLlib unsquashes all dimensions or, if one of them has no bound, none.
             self._normalized = normalized and bool(bounded.all())
+            self._clipped = self._normalized or (clipped and not normalized)
         else:
             sizes = [action_space.n] if isinstance(action_space, Discrete) else action_space.nvec  # type: ignore[attr-defined]
             self.sizes = tuple(int(size) for size in sizes)
@@ -151,14 +154,14 @@ class ActionCodec:
     def encode(self, actions: Tensor) -> Tensor:
         """Model input of policy-space actions.
 
-        Box actions are clipped to what the environment can receive: the policy's Gaussian is unbounded, the env's
-        reaction is not.
+        Box actions are clipped where RLlib clips what the environment gets: the policy's Gaussian is unbounded, the
+        env's reaction is not.
 
         Args:
             actions: Discrete [...] integers; MultiDiscrete [..., N] integers; Box [..., A] floats.
 
         Returns:
-            [..., A] float32; in [-1, 1] on bounded Box dimensions.
+            [..., A] float32; in [-1, 1] on bounded Box dimensions, unless actions that are not clipped leave them.
         """
         if len(self.sizes) == 1 and isinstance(self.action_space, Discrete):
             return torch.nn.functional.one_hot(actions.long(), self.sizes[0]).float()
@@ -169,7 +172,7 @@ class ActionCodec:
         unit = actions.float()
         if not self._normalized:
             unit = torch.where(bounded, 2.0 * (unit - low) / width - 1.0, unit)
-        return torch.where(bounded, unit.clamp(-1.0, 1.0), unit)
+        return torch.where(bounded, unit.clamp(-1.0, 1.0), unit) if self._clipped else unit
 
     def decode(self, encoded: Tensor) -> Tensor:
         """Policy-space actions of model input [..., A]; the inverse of `encode` on what that returns."""
@@ -195,5 +198,6 @@ class ActionCodec:
         """Low, high, width and which of them hold, [A] each: copied to a device once, as every copy waits for it."""
         if device not in self._bounds_on:
             arrays = (self._low, self._high, self._width, self._bounded)
-            self._bounds_on[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
+            with torch.inference_mode(False):  # else a dream's would be refused by whoever wants gradients later
+                self._bounds_on[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
         return self._bounds_on[device]

@@ -39,7 +39,8 @@ class MDNRNNConfig:
     """Whether means are predicted as offsets from z_t."""
     log_sigma_range: tuple[float, float]
     input_noise: float
-    """Standard deviation of the noise on M's input in training, in units of one step's change."""
+    """Standard deviation of the noise on M's input in training, in units of one step's change, or of z if not
+    `residual`."""
     shuffled_coeff: float
     """Weight of made-up transitions that count as no termination, of the real ones."""
     nll_coeff: float

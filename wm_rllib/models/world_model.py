@@ -36,7 +36,7 @@ class WorldModel(nn.Module):
     def __init__(self, config: WorldModelConfig):
         super().__init__()
         self.config = config
-        self.codec = ActionCodec(config.action_space, normalized=config.normalize_actions)
+        self.codec = ActionCodec(config.action_space, normalized=config.normalize_actions, clipped=config.clip_actions)
         vae_class = load_class(config.vae_class, VariationalAutoencoder, "world_model.vae.class")
         if config.vae_class is None and self.takes_frames:
             vae_class = ConvolutionalVAE
@@ -97,9 +97,19 @@ class WorldModel(nn.Module):
         return z[:, -1], state
 
     @torch.no_grad()
+    def latents(self, observations: Tensor) -> Tensor:
+        """Z as C sees them, [..., Z] of observations [..., *O], whatever mode V is in, which it stays in."""
+        mode = self.vae.training
+        self.vae.eval()
+        try:
+            return self.vae.encode(observations)
+        finally:
+            self.vae.train(mode)
+
+    @torch.no_grad()
     def changes(self, observations: Tensor, mask: Tensor) -> Tensor:
         """How latents change in the N unmasked steps, [N, Z], of observations [B, T + 1, *O] and mask [B, T]."""
-        return latent_changes(self.vae.posterior(observations).mean, mask)
+        return latent_changes(self.latents(observations), mask)
 
     def losses(self, batch: SequenceBatch) -> tuple[VAELosses, MDNRNNLosses]:
         """V's and M's losses on one batch. V gets no gradient through M: their totals touch disjoint parameters."""
@@ -109,9 +119,8 @@ class WorldModel(nn.Module):
         enters = torch.nn.functional.pad(batch.mask, (1, 0))
         vae_losses = self.vae.losses(batch.observations, leaves | enters)
         # bfloat16's rounding is as large as the finest sigma: M is fitted to latents in float32, as dreams have them.
-        with torch.no_grad(), torch.autocast(batch.mask.device.type, enabled=False):
-            # The posterior's mean, as the controller will see it, whatever mode the module is in.
-            z = self.vae.posterior(batch.observations).mean
+        with torch.autocast(batch.mask.device.type, enabled=False):
+            z = self.latents(batch.observations)
         return vae_losses, self.latent_losses(z, batch)
 
     def latent_losses(self, z: Tensor, batch: SequenceBatch) -> MDNRNNLosses:
