@@ -336,7 +336,7 @@ class TestSuite:
         rule = jobs[0].measure
         assert (rule.interval, rule.episodes, rule.max_steps, rule.budgets) == (10, 5, 30, (50,))
         assert jobs[0].env_config == {"offset": 1.0}
-        jobs = make_jobs(str(path), self.wishes(seeds=[7], measure={"max_steps": 20}))
+        jobs = make_jobs(str(path), self.wishes(seeds=[7, 7], measure={"max_steps": 20}))
         assert [(job.seed, job.measure.max_steps) for job in jobs] == [(7, 20)]
 
     def test_pixel_settings(self, tmp_path):

@@ -134,6 +134,22 @@ def test_an_older_state_is_restored_in_place(build, saved):
     assert_equal(snapshot(algorithm), before)
 
 
+def test_restarts_and_faults_are_counted_on(build, saved, monkeypatch):
+    names = list(saved.algorithm._counts_of_process())
+    first = build(checkpoint=saved.path)
+    monkeypatch.setattr(first, "_counts_of_process", lambda: dict.fromkeys(names, 3))
+    state = pickle.loads(pickle.dumps(first.get_state()))
+    second = build(make_config())
+    second.set_state(state)
+    assert second._restarts()["dreamers"] == 3 and second._faults()["env_runner_errors"] == 3
+    monkeypatch.setattr(second, "_counts_of_process", lambda: dict.fromkeys(names, 2))
+    assert second._restarts()["env_runners"] == 5 and second._faults()["nodes_lost"] == 5
+    second.set_state(state)  # of before: what this process saw since is taken back with all the rest
+    assert second._restarts()["env_runners"] == 3
+    again = pickle.loads(pickle.dumps(second.get_state()))
+    assert again["training_state"]["counted"] == dict.fromkeys(names, 3)
+
+
 def test_weights_alone_change_nothing_else(build, saved):
     algorithm = build(checkpoint=saved.path)
     before = snapshot(algorithm)

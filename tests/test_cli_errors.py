@@ -6,13 +6,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from wm_rllib import WorldModelPPOConfig
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import build_parser, main
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values
 from wm_rllib.cli.plan import plan_run
+from wm_rllib.cli.train import build_algorithm
 from wm_rllib.environments import env_spaces, make_env
 from wm_rllib.settings import SettingError, parse_tree
 
@@ -267,3 +270,10 @@ def test_a_reader_that_has_gone_is_no_defect(processes_without_ray):
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(60) == 141
+
+
+def test_cuda_for_a_learner_in_this_process_needs_a_gpu_here(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = WorldModelPPOConfig().environment("CartPole-v1").learners(device="cuda")
+    with pytest.raises(CommandError, match=r"device is cuda.*sees no GPU.*--device auto"):
+        build_algorithm(SimpleNamespace(config=config), local=True)

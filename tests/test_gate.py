@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -118,6 +119,12 @@ def test_one_absurd_gap_is_forgotten_soon(sign: float):
     for _ in range(10):
         gate.judge(judged(0.9, gap=0.0, error=1.0))
     assert abs(gate.gap) < TOLERATED_GAP
+
+
+@pytest.mark.parametrize("gap", [math.nan, math.inf, -math.inf])
+def test_dreams_that_leave_all_numbers_close_it(gap: float):
+    assert gate_after(judged(0.9, gap=gap, error=1.0)).gap == pytest.approx(EMA_RATE * LARGEST_GAP)
+    assert gate_after(judged(0.9, gap=1.0, error=math.nan)).gap == pytest.approx(EMA_RATE * LARGEST_GAP)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -205,3 +206,10 @@ def test_rounds_by_themselves_are_more_once_it_is_known_how_episodes_end():
     steps = (0, 500, 1000, 1500, 10_000)
     assert [rounds_at("auto", step, seen_an_end=False) for step in steps] == [6] * 5
     assert [rounds_at("auto", step, seen_an_end=True) for step in steps] == [18, 18, 12, 6, 6]
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert value_at(np.int64(3), 100) == 3.0
+    assert rounds_at(np.int64(3), 100, seen_an_end=True) == 3
+    assert may_dream(np.float32(0.9)) and not may_dream(np.float32(0.0))
+    assert may_dream("auto") and may_dream([[0, 0.0], [10, 0.5]]) and not may_dream([[0, 0.0], [10, 0.0]])

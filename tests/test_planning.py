@@ -18,7 +18,7 @@ from wm_rllib.cli import checkpoints, evaluate
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.main import main
 from wm_rllib.env_runner import WorldModelEnvRunner
-from wm_rllib.evaluation import evaluate_policy
+from wm_rllib.evaluation import MAX_EPISODE_STEPS, evaluate_policy
 from wm_rllib.models.search import SearchConfig
 from wm_rllib.planner_settings import PLANNER_SETTINGS, search_config
 from wm_rllib.planning import Plan, PlanningPolicy
@@ -283,6 +283,18 @@ def test_an_episode_is_played_to_its_end():
     assert episode.total_reward == 2.0
     assert len(episode.decision_seconds) == 5
     assert len(play_episode(policy, Countdown(), seed=0, max_steps=3).decision_seconds) == 3
+
+
+class Endless(Countdown):
+    """Goes on for ever."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, False, info
+
+
+def test_an_episode_without_an_end_is_given_up():
+    assert len(play_episode(Counting(), Endless(), seed=0).decision_seconds) == MAX_EPISODE_STEPS
 
 
 def test_times_are_of_single_decisions_without_the_first():

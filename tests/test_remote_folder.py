@@ -187,6 +187,48 @@ def test_the_later_of_two_processes_wins_and_the_earlier_writes_nothing_more(fil
     later.share()
 
 
+def test_who_loses_the_folder_during_an_upload_finishes_nothing(filesystem, monkeypatch):
+    run(folder_on(filesystem), FakeAlgorithm(), total=200)
+    earlier, uploads = folder_on(filesystem), []
+    upload = RemoteFolder._upload
+
+    def take_over(self, path, name):
+        uploads.append(name)
+        if len(uploads) == 1:
+            folder_on(filesystem).open()
+        upload(self, path, name)
+
+    monkeypatch.setattr(RemoteFolder, "_upload", take_over)
+    with pytest.raises(CommandError, match=r"taken over by process \d+"):
+        run(earlier, FakeAlgorithm())
+    monkeypatch.undo()
+    third = folder_on(filesystem)
+    assert read_meta(third.newest_checkpoint()).training_iteration == 2
+    assert json.loads((third.newest_checkpoint() / "state.json").read_text()) == 2
+    third.open()
+    assert not [path for path in files_on(filesystem) if ".tmp" in path]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(filesystem, monkeypatch):
+    run(folder_on(filesystem), FakeAlgorithm(), total=200)
+    download, downloads = RemoteFolder._download, []
+
+    def replaced_meanwhile(self, place, target):
+        download(self, place, target)
+        downloads.append(place)
+        if len(downloads) == 1:
+            monkeypatch.setattr(RemoteFolder, "_download", download)
+            run(folder_on(filesystem), FakeAlgorithm())
+            monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
+
+    monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
+    reader = folder_on(filesystem)
+    newest = reader.newest_checkpoint()
+    assert len(downloads) == 2
+    assert read_meta(newest).training_iteration == 5
+    assert json.loads((newest / "state.json").read_text()) == 5
+
+
 def test_used_folder_is_refused_by_its_uri(filesystem):
     folder_on(filesystem, pull=False).refuse_if_used()
     run(folder_on(filesystem), FakeAlgorithm())

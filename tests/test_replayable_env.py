@@ -202,6 +202,40 @@ def test_another_number_of_environments_starts_new_episodes(restored):
     assert other.train()["phase"] == "mixed"
 
 
+def test_an_episode_that_is_too_long_keeps_no_record(monkeypatch):
+    monkeypatch.setattr("wm_rllib.replayable_env.MAX_REPLAYED", 5)
+    env = ReplayableEnv(gym.make("Pendulum-v1"))
+    env.reset(seed=0)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    assert len(env.episode_so_far().actions) == 5
+    for _ in range(20):
+        env.step(env.action_space.sample())
+    assert env.episode_so_far() is None and len(env._actions) == 6
+    env.reset()
+    assert env.episode_so_far().actions == ()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_a_very_long_episode_is_not_kept_whole(monkeypatch, caplog):
+    monkeypatch.setattr("wm_rllib.env_runner.MAX_REPLAYED", 40)
+    monkeypatch.setattr("wm_rllib.replayable_env.MAX_REPLAYED", 40)
+    config = tiny_config("Pendulum-v1", num_envs_per_env_runner=1, random_collection_steps=30)
+    config.train_batch_size_per_learner = 30
+    algorithm = config.build_algo()
+    for _ in range(5):
+        algorithm.train()
+    runner = algorithm.env_runner
+    (chunks,) = runner._ongoing_episodes_for_metrics.values()
+    kept = [chunk.get_observations().size > 0 for chunk in chunks]
+    assert kept == [chunk.t_started <= 40 for chunk in chunks] and not all(kept) and any(kept)
+    assert runner.get_half_played() is None and "an episode has more than 40 steps" in caplog.text
+    lengths = [algorithm.train()["env_runners"].get("episode_len_mean") for _ in range(3)]
+    algorithm.stop()
+    assert 200 in lengths
+
+
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_saving_leaves_episodes_whole(tmp_path):

@@ -263,6 +263,26 @@ def test_signal_writes_a_checkpoint_after_the_iteration(folder):
     assert iterations_of(folder) == [1, 2, 3]
 
 
+def test_after_a_signal_nothing_is_confirmed_before_the_checkpoint(folder):
+    algorithm = FakeAlgorithm(
+        returns={3: 480.0}, on_train=lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 3 else None
+    )
+    outcome = run(folder, algorithm, total=10_000, goal=475, frequency=100)
+    assert outcome.end is End.SIGNAL and not outcome.meta.finished
+    assert read_meta(folder.checkpoints / "best").best_return == 480.0
+    assert read_meta(folder.checkpoints / "last").training_iteration == 3
+
+
+def test_a_resume_finds_the_best_that_was_about_to_be_put_in_its_place(folder):
+    run(folder, FakeAlgorithm(returns={1: 1.0}), total=100, frequency=100)
+    shutil.rmtree(folder.checkpoints / "last")
+    os.rename(folder.checkpoints / "best", folder.checkpoints / ".tmp-best")  # a kill between two renames
+    source = folder.newest_checkpoint()
+    assert source.name == ".tmp-best"
+    outcome = run(folder, FakeAlgorithm(), source=source, total=300)
+    assert outcome.meta.training_iteration == 3 and iterations_of(folder) == [1, 2, 3]
+
+
 def test_second_signal_ends_at_once():
     asked = []
     with pytest.raises(SystemExit) as error, StopSignals() as signals, signals.held(lambda: asked.append(1)):

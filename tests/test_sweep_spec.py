@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -198,6 +199,12 @@ def test_settings_that_do_not_fit_at_one_end_of_a_space(error_of):
     path = "world_model.training.max_disagreement"
     text = error_of(**{path: 3, "world_model.mdn_rnn.ensemble_size": {"integer": [0, 3]}})
     assert "ensemble_size = 0" in text
+
+
+def test_networks_that_do_not_fit_the_images_at_one_end_of_a_space(error_of, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    layers = {"world_model.vae.channels": {"choice": [[8], [8, 16, 32, 64, 128, 256, 512]]}}
+    assert "has 7 layers" in error_of("--env", "image_env:DotEnv", **layers)
 
 
 def test_a_trial_must_last_until_an_evaluation(error_of):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 COMPONENT_REPLAY = "replay"
 TRAINING_STATE = "training_state"
+COUNTED = "counted"
+"""Restarts and faults so far, in the training state."""
 HALF_PLAYED = "half_played_episodes"
 
 
@@ -206,23 +209,33 @@ class WorldModelPPO(EvaluatedPPO):
         return lost
 
     def _restarts(self) -> dict[str, int]:
+        counts = self._counts()
         return {
-            "env_runners": self._stages.sampling.num_restarts,
-            "dreamers": self._pool.num_restarts if self._pool else 0,
+            "env_runners": counts["env_runner_restarts"],
+            "dreamers": counts["dreamer_restarts"],
             "parameter_server": self._state.server_restarts,
         }
 
     def _faults(self) -> dict[str, int]:
         self._nodes.look()
+        counts = {name: count for name, count in self._counts().items() if not name.endswith("_restarts")}
+        return {**counts, "nodes": self._nodes.num_alive, "resumes": self._state.resumes}
+
+    def _counts(self) -> dict[str, int]:
+        """Restarts and faults of the whole run."""
+        return {name: count + self._state.counted.get(name, 0) for name, count in self._counts_of_process().items()}
+
+    def _counts_of_process(self) -> dict[str, int]:
+        sampling, pool = self._stages.sampling, self._pool
         return {
-            "env_runner_errors": self._stages.sampling.num_failures,
-            "env_runners_late": self._stages.sampling.num_late,
+            "env_runner_restarts": sampling.num_restarts,
+            "dreamer_restarts": pool.num_restarts if pool else 0,
+            "env_runner_errors": sampling.num_failures,
+            "env_runners_late": sampling.num_late,
             "evaluation_errors": self._evaluation_failures.total,
-            "dreamer_errors": self._pool.num_failures if self._pool else 0,
-            "dreamers_late": self._pool.num_late if self._pool else 0,
-            "nodes": self._nodes.num_alive,
+            "dreamer_errors": pool.num_failures if pool else 0,
+            "dreamers_late": pool.num_late if pool else 0,
             "nodes_lost": self._nodes.num_lost,
-            "resumes": self._state.resumes,
         }
 
     # --- checkpoint --------------------------------------------------------------------------------------------------
@@ -242,7 +255,7 @@ class WorldModelPPO(EvaluatedPPO):
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_REPLAY, components, not_components):
             state[COMPONENT_REPLAY] = None if components == COMPONENT_REPLAY else self._replay.get_state()
-        state[TRAINING_STATE] = self._state.to_dict()
+        state[TRAINING_STATE] = {**self._state.to_dict(), COUNTED: self._counts()}
         if components is None:  # not a call that picks one component's state out of the rest
             state[HALF_PLAYED] = self.env_runner.get_half_played() if self.config.is_deterministic else None
         return state
@@ -258,6 +271,10 @@ class WorldModelPPO(EvaluatedPPO):
         if TRAINING_STATE in state:
             self._state.restore(state[TRAINING_STATE])
             self._state.resumes += 1
+            # This process counts on from where it is.
+            before = Counter(state[TRAINING_STATE].get(COUNTED, {}))
+            before.subtract(self._counts_of_process())
+            self._state.counted = {name: count for name, count in before.items() if count}
         self._publisher.publish(self.iteration, policy=True, world_model=True)
         if self.config.is_deterministic and TRAINING_STATE in state:
             self.env_runner.connect(self._server)

@@ -26,6 +26,7 @@ from wm_rllib.models.world_model import WorldModel
 from wm_rllib.parameter_server import ParameterClient, WeightUpdate
 from wm_rllib.pipelines import VectorActions, shorten
 from wm_rllib.policy import WorldModelPolicy
+from wm_rllib.replayable_env import MAX_REPLAYED
 from wm_rllib.seeding import seed_process
 from wm_rllib.threads import one_thread
 
@@ -163,6 +164,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         with one_thread():
             episodes = self._sample_randomly(request) if request.random_actions else self.sample(num_timesteps=steps)
         raw = self.features.take_raw(episodes, self._ongoing_episodes, num_greedy)
+        self._thin_out_ongoing()
         logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
         # Features of random actions were computed for nobody: such steps feed the world model alone.
         shards = [] if request.random_actions else _shard(episodes, request.num_shards)
@@ -187,8 +189,15 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         if self._needs_initial_reset or not self._is_replayable:
             return None
         self.pull()
+        envs = self.env.unwrapped.call("episode_so_far")
+        if None in envs:
+            logger.warning(
+                "an episode has more than %d steps: a run that resumes from this checkpoint starts new ones",
+                MAX_REPLAYED,
+            )
+            return None
         half_played = HalfPlayed(
-            envs=self.env.unwrapped.call("episode_so_far"),
+            envs=envs,
             episodes=self._ongoing_episodes,
             earlier_chunks={
                 name: [without_features(chunk) for chunk in chunks]
@@ -234,6 +243,16 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         if not half_played.shows(observations):
             raise RuntimeError("environments do not show again what they did, given the same seeds and actions")
         return half_played
+
+    def _thin_out_ongoing(self) -> None:
+        """Drops the features of delivered parts of very long episodes under way.
+
+        RLlib keeps all parts until their episode ends, for its metrics and for callbacks: of one that never ends half a
+        kilobyte a step.
+        """
+        for chunks in self._ongoing_episodes_for_metrics.values():
+            if chunks and chunks[-1].t_started > MAX_REPLAYED:
+                chunks[-1] = without_features(chunks[-1])
 
     def _sample_randomly(self, request: CollectRequest) -> list[SingleAgentEpisode]:
         """RLlib's random actions, each held for a while if that is asked for."""

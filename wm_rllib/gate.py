@@ -72,9 +72,7 @@ class Gate:
             value, before = max(value, -1.0), self.skill[step]
             self.skill[step] = value if before is None else before + EMA_RATE * (value - before)
         if judgement.gap is not None and judgement.gap_error is not None:
-            beyond_chance = max(0.0, abs(judgement.gap) - 2.0 * judgement.gap_error)
-            counted = min(beyond_chance / judgement.return_scale, LARGEST_GAP)
-            self.gap += EMA_RATE * (math.copysign(counted, judgement.gap) - self.gap)
+            self.gap += EMA_RATE * (_counted(judgement.gap, judgement.gap_error, judgement.return_scale) - self.gap)
 
     def horizon(self, bounds: Bounds) -> int:
         """The longest dream whose every step is predicted well enough, within the bounds.
@@ -109,3 +107,11 @@ class Gate:
         share = min(max(skill, 0.0), 1.0) / max(1.0, excess * excess / 2.0)
         odds = share * bounds.max_ratio / (1.0 - bounds.max_ratio)
         return max(bounds.min_ratio, odds / (1.0 + odds))
+
+
+def _counted(gap: float, error: float, return_scale: float) -> float:
+    """A gap beyond chance, in standard deviations of returns; dreams that leave all numbers promise too much."""
+    if not (math.isfinite(gap) and math.isfinite(error)):
+        return LARGEST_GAP
+    beyond_chance = max(0.0, abs(gap) - 2.0 * error)
+    return math.copysign(min(beyond_chance / return_scale, LARGEST_GAP), gap)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle, pairwise
+from numbers import Real
 from typing import Literal
 
 AUTO = "auto"
@@ -87,7 +88,7 @@ def value_at(value: float | Schedule, timestep: int) -> float:
     Between two points the value is interpolated linearly, and the last one holds from there on, as RLlib's schedules
     do. In float64: RLlib's own Scheduler goes through float32, which is rows off at ratios near 1.
     """
-    if isinstance(value, (int, float)):
+    if not isinstance(value, Sequence):
         return float(value)
     for (start, low), (end, high) in pairwise(value):
         if timestep < end:
@@ -106,4 +107,4 @@ def may_dream(ratio: Ratio) -> bool:
     """Whether the ratio, or any point of its schedule, may ask for imagined rows."""
     if isinstance(ratio, str):
         return True
-    return ratio > 0 if isinstance(ratio, (int, float)) else any(value > 0 for _, value in ratio)
+    return ratio > 0 if isinstance(ratio, (int, float, Real)) else any(value > 0 for _, value in ratio)

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from wm_rllib.evaluation import GreedyPolicy
+from wm_rllib.evaluation import MAX_EPISODE_STEPS, GreedyPolicy
 from wm_rllib.threads import one_thread
 
 AnyEnv = gym.Env[Any, Any]
@@ -40,13 +40,13 @@ class DecisionTimes:
         return cls(float(np.median(milliseconds)), float(np.percentile(milliseconds, 95)), len(milliseconds))
 
 
-def play_episode(policy: GreedyPolicy, env: AnyEnv, seed: int | None, max_steps: int | None = None) -> Episode:
-    """One episode on one thread, or its first `max_steps`."""
+def play_episode(policy: GreedyPolicy, env: AnyEnv, seed: int | None, max_steps: int = MAX_EPISODE_STEPS) -> Episode:
+    """One episode on one thread, or its first `max_steps`, as there are environments in which none ends."""
     observation, _ = env.reset(seed=seed)
     state, total = policy.initial_state(1), 0.0
     seconds: list[float] = []
     with one_thread():
-        while max_steps is None or len(seconds) < max_steps:
+        while len(seconds) < max_steps:
             start = time.perf_counter()
             actions, state = policy.act(np.asarray(observation)[None], state)
             seconds.append(time.perf_counter() - start)

@@ -12,6 +12,9 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
+MAX_REPLAYED = 50_000
+"""Steps of the longest episode that is brought back: of one that never ends, records and replays would grow on."""
+
 
 @dataclass(frozen=True)
 class EpisodeSoFar:
@@ -45,8 +48,10 @@ class ReplayableEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._actions: list[Any] = []
         self._is_over = self._owes_reset = False
 
-    def episode_so_far(self) -> EpisodeSoFar:
-        """What has to be done again to get here."""
+    def episode_so_far(self) -> EpisodeSoFar | None:
+        """What has to be done again to get here; None where it is too much."""
+        if len(self._actions) > MAX_REPLAYED:
+            return None
         return EpisodeSoFar(self._seed, tuple(self._actions), self._is_over, dict(self._seeds.bit_generator.state))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -64,7 +69,8 @@ class ReplayableEnv(gym.Wrapper[Any, Any, Any, Any]):
         if self._owes_reset:
             observation, info = self.reset()
             return observation, 0.0, False, False, info
-        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
+        if len(self._actions) <= MAX_REPLAYED:
+            self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = super().step(action)
         self._is_over = bool(terminated or truncated)
         return observation, reward, terminated, truncated, info

@@ -42,6 +42,7 @@ class TrainingState:
         transferred: Whether V and M of another run were taken over; a resumed run must not do so again.
         resumes: How often training went on from a checkpoint.
         gate: What the gate knows of M.
+        counted: Restarts and faults up to a checkpoint, less those of the process that went on from it.
     """
 
     phase: Phase = Phase.RANDOM
@@ -61,6 +62,7 @@ class TrainingState:
     transferred: bool = False
     resumes: int = 0
     gate: Gate = field(default_factory=Gate)
+    counted: dict[str, int] = field(default_factory=dict)
 
     def evaluation_is_due(self, steps: int | None, iterations: int | None) -> bool:
         """Whether an evaluation is due now.

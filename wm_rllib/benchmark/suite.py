@@ -65,7 +65,7 @@ def make_jobs(config: str | None, wishes: Wishes) -> list[Job]:
     """
     tree = _section(read_yaml(config) if config else {}, config or "the flags", _TOP)
     environments = _environments(tree, wishes)
-    seeds = wishes.seeds if wishes.seeds is not None else _seeds(tree.get("seeds", DEFAULT_SEEDS))
+    seeds = _seeds(tree.get("seeds", DEFAULT_SEEDS)) if wishes.seeds is None else list(dict.fromkeys(wishes.seeds))
     suite = wishes.suite or _value(tree.get("suite", DEFAULT_SUITE), text(), "suite")
     jobs = [
         _job(tree, wishes, suite, env_id, spec, seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wm_rllib.cli import checkpoints
+from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.run_folder import BEST, LAST
 from wm_rllib.environments import AnyEnv, env_spaces, find_env, make_env, vector_maker
@@ -20,14 +21,19 @@ if TYPE_CHECKING:
     from wm_rllib.policy import WorldModelPolicy  # Ray: only once the arguments are known to be right
 
 
+ATTEMPTS = 3
+"""To read a checkpoint that a run replaces meanwhile."""
+
+
 @dataclass(frozen=True)
 class Agent:
-    """A checkpoint, its agent, and the environment that it is to play in."""
+    """A checkpoint, its agent, the environment that it is to play in, and what the checkpoint says about itself."""
 
     checkpoint: Path
     policy: WorldModelPolicy
     env_id: str
     env_config: dict[str, Any]
+    meta: CheckpointMeta | None = None
 
     @property
     def vector_env(self) -> Any:
@@ -55,13 +61,7 @@ def load_agent(args: argparse.Namespace) -> Agent:
     values = checkpoints.read_settings(checkpoint) if checkpoints.read_meta(checkpoint) else {}
     env_id, env_config = _environment(args, checkpoint, values)
     find_env(env_id)
-
-    from wm_rllib.policy import load_policy
-
-    try:
-        policy = load_policy(checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise CommandError(str(error)) from None
+    checkpoint, meta, policy = _load_whole(args.checkpoint, checkpoint)
     observation_space, action_space = env_spaces(env_id, env_config, policy.pixels)
     shape = policy.world_model.config.vae.observation_shape
     if (shape, policy.action_space) != (observation_space.shape, action_space):
@@ -69,7 +69,25 @@ def load_agent(args: argparse.Namespace) -> Agent:
             f"environment {env_id!r} has observations of shape {observation_space.shape} and actions {action_space}, "
             f"but the agent was trained on {shape} and {policy.action_space}. Fix: another --env or checkpoint."
         )
-    return Agent(checkpoint, policy, env_id, env_config)
+    return Agent(checkpoint, policy, env_id, env_config, meta)
+
+
+def _load_whole(place: str | Path, checkpoint: Path) -> tuple[Path, CheckpointMeta | None, WorldModelPolicy]:
+    """The policy of a checkpoint, none of it from the next one that a run which is going on puts in its place."""
+    from wm_rllib.policy import load_policy
+
+    for _ in range(ATTEMPTS):
+        before = checkpoints.read_meta(checkpoint)
+        try:
+            policy = load_policy(checkpoint)
+        except (OSError, EOFError, ValueError) as error:
+            if checkpoints.read_meta(checkpoint) == before:
+                raise CommandError(str(error)) from None
+        else:
+            if checkpoints.read_meta(checkpoint) == before:
+                return checkpoint, before, policy
+        checkpoint = checkpoints.resolve(place, (BEST, LAST))
+    raise CommandError(f"{checkpoint} was replaced while it was read, again and again. Fix: try once more.")
 
 
 def _environment(args: argparse.Namespace, checkpoint: Path, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

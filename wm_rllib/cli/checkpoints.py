@@ -84,6 +84,11 @@ def _places(folder: Path, name: str) -> tuple[Path, Path, Path]:
     return folder / name, folder / f".tmp-{name}", folder / f".old-{name}"
 
 
+def name_of(path: Path) -> str:
+    """Return the name of the checkpoint that a folder is the place of, whichever of its places that is."""
+    return path.name.removeprefix(".tmp-").removeprefix(".old-")
+
+
 def find(folder: Path, name: str) -> Path | None:
     """Return where the finished checkpoint of this name is, or None if there is none."""
     return next((place for place in _places(folder, name) if read_meta(place) is not None), None)

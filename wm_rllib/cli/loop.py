@@ -152,7 +152,8 @@ class TrainingLoop:
         """Return whether and why the run ends here; adds the confirming evaluation to the row."""
         goal, total = self._rule.stop_return, self._rule.total_timesteps
         mean = _number(row, "evaluation/episode_return_mean")
-        if goal is not None and mean is not None and mean >= goal:
+        # After a signal seconds are left to write the checkpoint: the run that goes on from it confirms its next one.
+        if signals.received is None and goal is not None and mean is not None and mean >= goal:
             confirmation = float(self._algorithm.evaluate_return(self._rule.evaluation_episodes).mean)
             row["evaluation/confirmation_return_mean"] = confirmation
             if confirmation >= goal:

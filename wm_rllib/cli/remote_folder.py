@@ -2,8 +2,8 @@
 
 The run works in a staging folder of this machine, and what must outlast it is copied here after each checkpoint. Object
 stores rename nothing, so a checkpoint is finished when its `wm_rllib.json` is there, which is written last and removed
-first: it is uploaded as `.tmp-<name>`, then `<name>` is replaced by a copy made inside the store. A kill at any moment
-leaves one of the two finished.
+first: it is uploaded as `.tmp-<name>-<process>`, then `<name>` is replaced by a copy made inside the store. A kill at
+any moment leaves one of the two finished, and a process that has lost the folder meanwhile writes nowhere but there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import shutil
 import socket
 import tempfile
 import uuid
@@ -27,6 +28,8 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import connect, first_line
 
 CHECKPOINTS, OWNER = "checkpoints", ".owner"
+ATTEMPTS = 3
+"""To read a checkpoint that another process replaces meanwhile."""
 PROGRESS, CONFIG, TENSORBOARD = "progress.jsonl", "config.yaml", "tensorboard"
 
 
@@ -75,9 +78,7 @@ class RemoteFolder:
                 if self._exists(name):
                     (self.staging / name).write_bytes(self._read(name))
             for name in ("last", "best"):
-                place = self._finished_place(name)
-                if place is not None:
-                    self._download(place, self.staging / CHECKPOINTS / name)
+                if self._download_whole(name, self.staging / CHECKPOINTS / name):
                     self._is_new(self.staging / CHECKPOINTS / name / META_FILE, _final(name))
 
     def claim(self) -> None:
@@ -90,10 +91,11 @@ class RemoteFolder:
         with self._writable():
             self._write(OWNER, json.dumps(holder).encode())
             for name in ("last", "best"):
-                if self._finished_place(name) == _temporary(name):
-                    self._put_in_place(name)
-                else:
-                    self._remove_checkpoint(_temporary(name))
+                place = self._finished_place(name)
+                if place is not None and place != _final(name):
+                    self._put_in_place(place, name)
+                for leftover in self._temporaries(name):
+                    self._remove_checkpoint(leftover)
 
     def push(self) -> None:
         """Copy what is new in the staging folder.
@@ -123,18 +125,20 @@ class RemoteFolder:
                 self._write(name, path.read_bytes())
 
     def _push_checkpoint(self, name: str) -> None:
-        source, temporary = self.staging / CHECKPOINTS / name, _temporary(name)
+        source, temporary = self.staging / CHECKPOINTS / name, f"{_temporary(name)}-{self._id}"
         if not (source / META_FILE).exists() or not self._is_new(source / META_FILE, _final(name)):
             return
         self._remove_checkpoint(temporary)
         files = sorted(path for path in source.rglob("*") if path.is_file() and path.name != META_FILE)
-        for path in (*files, source / META_FILE):
+        for path in files:
             self._upload(path, f"{temporary}/{path.relative_to(source).as_posix()}")
-        self._put_in_place(name)
+        self._check_owner()  # again: another process may have come during the minutes that this took
+        self._upload(source / META_FILE, f"{temporary}/{META_FILE}")
+        self._put_in_place(temporary, name)
 
-    def _put_in_place(self, name: str) -> None:
-        """Make <name> a copy of the finished .tmp-<name>, and remove that."""
-        final, temporary = _final(name), _temporary(name)
+    def _put_in_place(self, temporary: str, name: str) -> None:
+        """Make <name> a copy of a finished checkpoint elsewhere in the folder, and remove that."""
+        final = _final(name)
         self._remove_checkpoint(final)
         files = [path for path in self._list(temporary) if path != META_FILE]
         for path in (*sorted(files), META_FILE):
@@ -201,6 +205,29 @@ class RemoteFolder:
             destination_filesystem=pyarrow.fs.LocalFileSystem(),
         )
 
+    def _download_whole(self, name: str, target: Path) -> bool:
+        """Fetch a checkpoint, none of it from the next one that another process puts in its place; False without one.
+
+        Raises:
+            CommandError: If it was replaced each time.
+        """
+        for _ in range(ATTEMPTS):
+            place = self._finished_place(name)
+            if place is None:
+                return False
+            before = self._read(f"{place}/{META_FILE}")
+            try:
+                self._download(place, target)
+                if self._read(f"{place}/{META_FILE}") == before:
+                    return True
+            except FileNotFoundError:  # removed meanwhile
+                pass
+            shutil.rmtree(target, ignore_errors=True)
+        raise CommandError(
+            f"{self.uri}/{_final(name)} was replaced while it was read, again and again. Fix: end the run that writes "
+            "it, then try once more."
+        )
+
     def _list(self, place: str) -> list[str]:
         """Return the files below a place, as paths from there."""
         selector = FileSelector(self._path(place), allow_not_found=True, recursive=True)
@@ -208,8 +235,14 @@ class RemoteFolder:
         return [posixpath.relpath(path, self._path(place)) for path in files]
 
     def _finished_place(self, name: str) -> str | None:
-        places = (_final(name), _temporary(name))
+        places = (_final(name), *self._temporaries(name))
         return next((place for place in places if self._exists(f"{place}/{META_FILE}")), None)
+
+    def _temporaries(self, name: str) -> list[str]:
+        """Return the places of checkpoints of this name that were not put in theirs."""
+        selector = FileSelector(self._path(CHECKPOINTS), allow_not_found=True)
+        names = sorted(posixpath.basename(info.path.rstrip("/")) for info in self._fs.get_file_info(selector))
+        return [f"{CHECKPOINTS}/{each}" for each in names if each.startswith(f".tmp-{name}")]
 
     def _iteration(self, name: str) -> int | None:
         place = self._finished_place(name)

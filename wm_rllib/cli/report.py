@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wm_rllib.atomic_files import write_atomically
 from wm_rllib.cli.agents import Agent, flag_value, load_agent
-from wm_rllib.cli.checkpoints import find, read_meta
+from wm_rllib.cli.checkpoints import find, name_of
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import whole_number
 from wm_rllib.cli.run_folder import BEST, LAST
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from wm_rllib.look.run import RunHistory
 
 DEFAULT_EPISODES, MOST_EPISODES = 20, 200
-ATTEMPTS = 3
-"""To load a checkpoint that a running run may replace meanwhile."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,21 +69,12 @@ def _check(history: RunHistory, episodes: int, seed: int, *, leave_out: bool) ->
 def _load(history: RunHistory) -> tuple[Agent, str]:
     """The agent of checkpoints/best, else of last, and how to call it."""
     folder = history.path / "checkpoints"
-    for attempt in range(ATTEMPTS):
-        name = next((name for name in (BEST, LAST) if find(folder, name)), None)
-        path = find(folder, name) if name else None
-        before = read_meta(path) if path else None
-        if name is None or path is None or before is None:
-            raise CommandError("The run has no checkpoint yet.")
-        try:
-            agent = load_agent(argparse.Namespace(checkpoint=path, env=None))
-        except (OSError, EOFError, CommandError) as error:
-            if read_meta(path) == before and attempt + 1 == ATTEMPTS:
-                raise CommandError(f"{path} cannot be loaded: {error}") from None
-            continue
-        if read_meta(path) == before:  # else it was replaced while it was read, and may be half of each
-            return agent, f"checkpoints/{name} (iteration {before.training_iteration}, {before.num_env_steps:,} steps)"
-    raise CommandError("Its checkpoint was replaced while it was read, again and again. Fix: try once more.")
+    if not any(find(folder, name) for name in (BEST, LAST)):
+        raise CommandError("The run has no checkpoint yet.")
+    agent = load_agent(argparse.Namespace(checkpoint=folder, env=None))
+    assert agent.meta is not None
+    name, iteration, steps = name_of(agent.checkpoint), agent.meta.training_iteration, agent.meta.num_env_steps
+    return agent, f"checkpoints/{name} (iteration {iteration}, {steps:,} steps)"
 
 
 def _write(output: Path, content: str) -> None:

@@ -86,13 +86,17 @@ class RunFolder:
                 f"{self} is the folder of a sweep. Fix: `sweep --resume auto` to go on with that, or another --run-dir."
             )
 
+    def holds(self) -> list[str]:
+        """Return what it holds of a run, by name."""
+        return [name for name in _OURS if _holds_something(self.path / name)]
+
     def refuse_if_used(self) -> None:
         """Make sure that the folder holds no run.
 
         Raises:
             CommandError: If it does.
         """
-        used = [name for name in _OURS if _holds_something(self.path / name)]
+        used = self.holds()
         if self._remote is not None and self._remote.is_used():
             used = ["a run"]
         if used:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     _check_packages(spec)
     _check_pbt_knobs(spec)
     points = list(spec.points())
-    spaces = check_env(points[0])
+    spaces = _check_envs(points)
     register_env(spec.values["env.id"])
     configs = [valid_config(point, verbose=args.verbose, log_level=args.log_level) for point in points]
     for config in configs:
@@ -91,6 +91,16 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     if spec.uses_pbt:
         _check_same_actors(spec, configs)
     return SweepPlan(folder, spec, configs, resumes=before is not None)
+
+
+def _check_envs(points: Sequence[Mapping[str, Any]]) -> Any:
+    """Check the environment with each V that a trial may have; returns the first one's spaces."""
+    checked: dict[str, Any] = {}
+    for point in points:
+        relevant = {path: value for path, value in point.items() if path.startswith(("env.", "world_model.vae."))}
+        if repr(relevant) not in checked:
+            checked[repr(relevant)] = check_env(point)
+    return next(iter(checked.values()))
 
 
 def _requested(args: argparse.Namespace, source: str | Path | None) -> SweepSpec:

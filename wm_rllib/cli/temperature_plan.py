@@ -90,11 +90,13 @@ class TemperaturePlan:
         """Makes the folder this study's.
 
         Raises:
-            CommandError: If it cannot be written.
+            CommandError: If it cannot be written, or has become another study's in the meantime.
         """
+        study = _study(self.config, self.values, self.num_episodes)
+        _check_folder(self.root, study)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_yaml(self.root / STUDY_FILE, _study(self.config, self.values, self.num_episodes))
+            write_yaml(self.root / STUDY_FILE, study)
         except OSError as error:
             raise CommandError(f"run folder {self.root} cannot be written: {error.strerror}.") from None
 
@@ -173,7 +175,8 @@ def _check_folder(root: Path, study: Mapping[str, Any]) -> None:
     if not root.is_dir():
         raise CommandError(f"run folder {root} is a file. Fix: another --run-dir.")
     if not (root / STUDY_FILE).is_file():
-        others = sorted(path.name for path in root.iterdir())
+        base = RunFolder(root / PRETRAINED)  # made, and locked, before the study is written
+        others = sorted(path.name for path in root.iterdir() if path != base.path or base.holds())
         if others:
             raise CommandError(
                 f"run folder {root} holds {others[0]}, but no {STUDY_FILE}: it is not one of `temperatures`. "

@@ -34,8 +34,8 @@ TABLE_FILE, JSON_FILE = "temperatures.md", "temperatures.json"
 def run(args: argparse.Namespace) -> int:
     """Train and measure as the arguments say; returns the exit code."""
     plan = plan_temperatures(args)
-    plan.claim()
     with train.open_folder(plan.base):  # the lock of all of it
+        plan.claim()
         missing = [each for each in plan.temperatures if _score_of(plan, each) is None]
         for temperature in plan.temperatures:
             if temperature not in missing:

@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wm_rllib.cli import checkpoints
 from wm_rllib.cli.console import Console, format_duration
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.loop import End, Outcome, TrainableAlgorithm, TrainingLoop
 from wm_rllib.cli.memory import MemoryMonitor, MemoryPeak
 from wm_rllib.cli.plan import RunPlan, plan_run
 from wm_rllib.cli.ray_session import ray_session
-from wm_rllib.cli.run_folder import LAST, RunFolder
+from wm_rllib.cli.run_folder import RunFolder
 from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.writers import RowWriter
 
@@ -91,6 +92,7 @@ def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
     from wm_rllib.algorithm import WorldModelPPO
     from wm_rllib.placement import ClusterTooSmallError, check_cluster
 
+    _check_own_gpu(plan.config)
     request = WorldModelPPO.default_resource_request(plan.config)
     try:
         check_cluster(request, plan.config, patience_s=0.0 if local else None)  # a local Ray cannot grow
@@ -102,6 +104,17 @@ def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
         Path(algorithm.logdir).rmdir()
     trainable: TrainableAlgorithm = algorithm
     return trainable
+
+
+def _check_own_gpu(config: Any) -> None:
+    """Make sure that a learner in this process has the GPU that it is to use."""
+    import torch
+
+    if config.device == "cuda" and not config.num_learners and not torch.cuda.is_available():
+        raise CommandError(
+            "device is cuda, and the learner is in this process (ppo.num_learners 0), which sees no GPU. Fix: "
+            "--device auto, or ppo.num_learners 1 where another machine of the cluster has one."
+        )
 
 
 def train(
@@ -164,7 +177,7 @@ def _source(plan: RunPlan, folder: RunFolder) -> Path | None:
     """Return the checkpoint to restore; opening the folder may have moved the one that was found to its place."""
     if plan.source is None or plan.source.exists():
         return plan.source
-    return folder.checkpoints / LAST
+    return folder.checkpoints / checkpoints.name_of(plan.source)
 
 
 def summary(outcome: Outcome, folder: RunFolder, seconds: float, peak: MemoryPeak) -> list[str]:

@@ -132,6 +132,8 @@ def promise(near: Promise, whole: Promise) -> Finding:
 
 
 def _kept(found: Promise, where: str) -> tuple[Trust, str]:
+    if not math.isfinite(found.gap):
+        return Trust.NO, f"Its dreams leave all finite numbers {where}."
     if math.isinf(found.gap_error):
         return Trust.UNKNOWN, f"A single start says nothing of what it promises {where}."
     share = found.gap / found.scale
