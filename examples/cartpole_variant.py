@@ -1,6 +1,6 @@
-"""CartPole with another gravity, pole or push: a similar environment for `world_model.transfer`.
+r"""CartPole with another gravity, pole or push: a similar environment for `world_model.transfer`.
 
-python -m wm_rllib train --config tune_configs/cartpole.yaml --env examples.cartpole_variant:make_env
+python -m wm_rllib train --config tune_configs/cartpole.yaml --env examples.cartpole_variant:make_env \
     --set "env.config={gravity: 12.0, length: 0.7}" --set world_model.transfer.from=runs/cartpole
 """
 

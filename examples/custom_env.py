@@ -1,7 +1,8 @@
-"""An environment of your own, with its observations preprocessed on the way to V.
+r"""An environment of your own, with its observations preprocessed on the way to V.
 
     python examples/custom_env.py
-    python -m wm_rllib train --env examples.custom_env:make_env --set env.config="{horizon: 60}" --run-dir runs/room
+    python -m wm_rllib train --env examples.custom_env:make_env --set env.config="{horizon: 60}" --run-dir runs/room \
+        --total-timesteps 3000 --set evaluation.interval=500
 
 Preprocess in a Gymnasium wrapper, as here for a Dict observation that has to become a Box: it runs wherever the trained
 agent is used, in evaluation and after `load_policy` too.

@@ -9,9 +9,10 @@ import yaml
 from sweeping import TINY, write_sweep
 
 from wm_rllib.cli.main import main
+from wm_rllib.setting_types import rule_of
 from wm_rllib.settings import SettingError, flat_tree
 from wm_rllib.settings_table import BY_PATH
-from wm_rllib.sweep.search import flat_search, parse_search
+from wm_rllib.sweep.search import DEFAULTS, TABLE, flat_search, parse_search
 from wm_rllib.sweep.spaces import parse_space
 from wm_rllib.sweep.spec import parse_sweep
 
@@ -255,3 +256,10 @@ def test_a_sweep_that_goes_on_keeps_its_settings(error_of, tmp_path, capsys):
     assert "search.num_samples cannot change" in text
     code = main(["sweep", "--run-dir", "run", "--resume", "auto", "--seed", "5"])  # the folder's own file
     assert code == 2 and "seed cannot change in a sweep that goes on" in capsys.readouterr().err
+
+
+def test_the_document_has_all_keys_of_the_search():
+    text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    for path, setting in TABLE.items():
+        default = "null" if DEFAULTS[path] is None else DEFAULTS[path]
+        assert f"| `search.{path}` | `{default}` | {rule_of(setting.type)} | {setting.doc} |\n" in text
