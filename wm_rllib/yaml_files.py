@@ -51,11 +51,23 @@ def parse_yaml(text: str, source: str) -> Any:
         SettingError: If it is no YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise SettingError(f"{source} is not valid YAML: {_problem(error)}. Fix: correct that line.") from None
+    except RecursionError:
+        raise SettingError(f"{source} is nested too deep. Fix: write it flatter.") from None
     except ValueError as error:  # a date that there is not, which YAML takes for one
         raise SettingError(f"{source} is not valid YAML: {error}. Fix: put it into quotes.") from None
+    if _holds_itself(value, ()):
+        raise SettingError(f"{source} has an alias within what it stands for. Fix: write it out.")
+    return value
+
+
+def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
+    if not isinstance(value, (list, dict)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return id(value) in above or any(_holds_itself(part, (*above, id(value))) for part in parts)
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -15,6 +15,7 @@ from wm_rllib.cli.benchmark_flags import add_benchmark
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import add_dream, add_report
 from wm_rllib.cli.output import LOG_LEVELS, configure_output
+from wm_rllib.cli.ray_session import cluster_address
 from wm_rllib.settings import SettingError
 
 MODULES = {"plan": "planner"}
@@ -68,7 +69,12 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--num-envs", metavar="N", help="environments in each env runner")
     add("--device", metavar="cpu|cuda|auto", help="where learners compute")
     add("--seed", metavar="S", help="seed of everything random")
-    add("--run-dir", metavar="DIR", help="run folder, a path or s3://...; default runs/<env>-<date>-<time>")
+    add(
+        "--run-dir",
+        metavar="DIR",
+        type=_folder,
+        help="run folder, a path or s3://...; default runs/<env>-<date>-<time>",
+    )
     add("--resume", metavar="PATH|auto", help="go on from a checkpoint; auto: the newest in --run-dir, if any")
     add("--checkpoint-frequency", metavar="ITERATIONS", help="iterations between checkpoints")
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")
@@ -76,9 +82,21 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     _add_ray(add)
 
 
+def _folder(text: str) -> str:
+    """A folder as given; an empty text, as of a shell variable that is not set, would be the present one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a folder, and is empty")
+    return text
+
+
 def _add_ray(add: Callable[..., Any]) -> None:
     """The flags of whatever trains."""
-    add("--address", metavar="RAY", help="address of a Ray cluster; default RAY_ADDRESS, else a local Ray")
+    add(
+        "--address",
+        metavar="RAY",
+        type=cluster_address,
+        help="address of a Ray cluster; default RAY_ADDRESS, else a local Ray",
+    )
     add("--verbose", action="store_true", help="show what Ray and RLlib print")
     add("--log-level", choices=LOG_LEVELS, help="level of the wm_rllib loggers, in every actor")
 
@@ -133,7 +151,7 @@ def _add_sweep(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--total-timesteps", metavar="N", help="end each trial after this many real steps")
     add("--stop-return", metavar="R", help="end a trial when an evaluation reaches this mean return")
     add("--seed", metavar="S", help="seed of the search and of every trial")
-    add("--run-dir", metavar="DIR", help="sweep folder; default runs/sweep-<env>-<date>-<time>")
+    add("--run-dir", metavar="DIR", type=_folder, help="sweep folder; default runs/sweep-<env>-<date>-<time>")
     add("--resume", metavar="auto", choices=["auto"], help="auto: go on with the sweep in --run-dir, if there is one")
     add("--set", metavar="KEY.PATH=VALUE", action="append", default=[], help="one setting, space or search.KEY")
     _add_ray(add)
@@ -145,7 +163,9 @@ def _add_temperatures(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--config", metavar="FILE.yaml", help="settings; flags and --set win over them")
     add("--env", metavar="ID", help=ENV_HELP)
     add("--temperatures", metavar="T", nargs="+", required=True, help="temperatures of M's mixture")
-    add("--run-dir", metavar="DIR", required=True, help="folder of it all; the same command goes on in it")
+    add(
+        "--run-dir", metavar="DIR", type=_folder, required=True, help="folder of it all; the same command goes on in it"
+    )
     add("--episodes", metavar="N", help="episodes of each score (100)")
     add("--seed", metavar="S", help="seed of everything random")
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard events")

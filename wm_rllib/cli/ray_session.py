@@ -33,6 +33,7 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
+    cluster_address(address)
     if local:
         # Else Ray would leave a token behind that makes clusters which are started later refuse this machine.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -54,6 +55,20 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
         yield local
     finally:
         ray.shutdown()
+
+
+def cluster_address(address: str) -> str:
+    """Return the address of a cluster that this process can join.
+
+    Raises:
+        CommandError: It is one of Ray Client.
+    """
+    if address.startswith("ray://"):
+        raise CommandError(
+            f"{address} is an address of Ray Client, whose driver is no part of the cluster. Fix: `ray job submit` "
+            "(docs/cluster.md), or --address auto on a machine of the cluster."
+        )
+    return address
 
 
 def init_ray(**arguments: Any) -> None:
