@@ -9,7 +9,7 @@ import torch
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 from tiny import tiny_config
 
-from wm_rllib.clipped_gaussian import ClippedGaussian, clipped_mean, greedy_distribution
+from wm_rllib.clipped_gaussian import BoundedEntropy, ClippedGaussian, clipped_mean, greedy_distribution
 from wm_rllib.policy_module import NORMALIZE_ACTIONS
 
 MEANS = torch.tensor([0.0, 0.3, -0.8, 1.0, 4.0, -20.0])
@@ -55,6 +55,18 @@ def test_only_what_rllib_clips_is_treated_so(distribution, space, normalized, ex
     assert greedy_distribution(distribution, space, normalized=normalized) is expected
 
 
+def test_entropy_is_rllibs_up_to_a_deviation_of_one_and_pays_nothing_beyond():
+    log_std = torch.tensor([[-2.0, -0.5, 0.5, 6.0]], requires_grad=True)
+    inputs = torch.cat([torch.zeros(1, 4), log_std], -1)
+    entropy = BoundedEntropy.from_logits(inputs).entropy()
+    narrow = torch.cat([torch.zeros(1, 4), log_std.detach().clamp(max=0.0)], -1)
+    torch.testing.assert_close(entropy, TorchDiagGaussian.from_logits(narrow).entropy())
+    entropy.sum().backward()
+    assert log_std.grad.tolist() == [[1.0, 1.0, 0.0, 0.0]]
+    same = BoundedEntropy.from_logits(inputs).kl(TorchDiagGaussian.from_logits(inputs))
+    assert same.tolist() == [0.0]
+
+
 @pytest.mark.parametrize("normalized", [True, False])
 def test_the_module_knows_whether_its_actions_are_clipped(normalized):
     config = tiny_config("Pendulum-v1")
@@ -67,4 +79,5 @@ def test_the_module_knows_whether_its_actions_are_clipped(normalized):
     module = spec.build()
     assert module.model_config[NORMALIZE_ACTIONS] is normalized
     assert module.get_inference_action_dist_cls() is (ClippedGaussian if normalized else TorchDiagGaussian)
-    assert module.get_exploration_action_dist_cls() is module.get_train_action_dist_cls() is TorchDiagGaussian
+    assert module.get_train_action_dist_cls() is (BoundedEntropy if normalized else TorchDiagGaussian)
+    assert module.get_exploration_action_dist_cls() is TorchDiagGaussian
