@@ -218,9 +218,10 @@ class Stages:
     def dream(self, rows: int, horizon: int, round_index: int) -> DreamHarvest:
         """Imagined rows, dreamed now."""
         assert self.parts.pool is not None
+        order = self.dream_order(rows, horizon)  # has a stage of its own on images
         with self.report.stage("dream"):
             harvest = self.parts.pool.dream(
-                self.dream_order(rows, horizon),
+                order,
                 lambda attempt: self.seed(f"dream/{round_index}/{attempt}"),
                 self.is_stale,
             )
