@@ -48,11 +48,15 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
             lambda c: c.world_model(replay_directory="no/such", replay_storage="disk"),
             "replay_directory = 'no/such' is no folder",
         ),
+        (
+            lambda c: c.world_model(random_collection_steps=3000, replay_capacity=2000),
+            "random_collection_steps = 3000 must not exceed replay_capacity = 2000",
+        ),
         (lambda c: c.reporting(min_time_s_per_iteration=5), "min_time_s_per_iteration = 5"),
         (lambda c: c.reporting(min_train_timesteps_per_iteration=9), "min_train_timesteps_per_iteration = 9"),
         (lambda c: c.reporting(min_sample_timesteps_per_iteration=9), "min_sample_timesteps_per_iteration = 9"),
     ],
-    ids=["connector", "learner", "duration", "batch mode", "gpus", "storage", "folder", "time", "train", "sample"],
+    ids=["connector", "learner", "duration", "batch mode", "gpus", "storage", "folder", "capacity", "time", "train", "sample"],
 )
 def test_settings_of_rllibs_that_would_go_wrong_are_refused(nothing_starts: None, change: Any, said: str):
     config = tiny_config()

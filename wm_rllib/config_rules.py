@@ -98,6 +98,12 @@ def _of_connectors(config: Any) -> Iterator[str]:
 
 
 def _of_replay(config: Any) -> Iterator[str]:
+    if config.random_collection_steps > config.replay_capacity:
+        yield (
+            f"random_collection_steps = {config.random_collection_steps} must not exceed replay_capacity = "
+            f"{config.replay_capacity}: the first random steps would be gone before V and M are fitted to them. Fix: "
+            "raise replay_capacity, or lower random_collection_steps."
+        )
     folder = config.replay_directory
     if folder is None:
         return
