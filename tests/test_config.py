@@ -56,7 +56,19 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
         (lambda c: c.reporting(min_train_timesteps_per_iteration=9), "min_train_timesteps_per_iteration = 9"),
         (lambda c: c.reporting(min_sample_timesteps_per_iteration=9), "min_sample_timesteps_per_iteration = 9"),
     ],
-    ids=["connector", "learner", "duration", "batch mode", "gpus", "storage", "folder", "capacity", "time", "train", "sample"],
+    ids=[
+        "connector",
+        "learner",
+        "duration",
+        "batch mode",
+        "gpus",
+        "storage",
+        "folder",
+        "capacity",
+        "time",
+        "train",
+        "sample",
+    ],
 )
 def test_settings_of_rllibs_that_would_go_wrong_are_refused(nothing_starts: None, change: Any, said: str):
     config = tiny_config()

@@ -15,7 +15,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from test_merge import SPACES, config_of, imagined_block, make_learner, make_stock, policy_state, real_episodes
 from torch import Tensor, nn
 
-from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
+from wm_rllib.gradient_steps import Minibatches, Silent, clip_and_step
 
 
 def batches(num_rows: int, **settings: Any) -> list[Tensor]:
@@ -73,25 +73,51 @@ def with_gradients(scale: float = 1.0) -> list[Tensor]:
     return params
 
 
+def adam(params: list[Tensor], *, fused: bool = True) -> torch.optim.Adam:
+    return torch.optim.Adam(params, lr=0.1, fused=fused)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("max_norm", [0.01, 1.0, 1e3, None])
-def test_clipping_is_torchs(max_norm: float | None):
+def test_clipping_and_the_step_are_torchs(max_norm: float | None, fused: bool):
     ours, theirs = with_gradients(), with_gradients()
-    assert clip_or_skip(ours, max_norm)
-    if max_norm is not None:
-        torch.nn.utils.clip_grad_norm_(theirs, max_norm)
-    for one, other in zip(ours[:2], theirs[:2], strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    one, other = adam(ours, fused=fused), adam(theirs, fused=fused)
+    for _ in range(3):
+        assert clip_and_step(one, max_norm) == 0
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+        other.step()
+    for mine, his in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, his)
     assert ours[2].grad is None
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_gradient_that_is_not_finite_is_left_out_and_told(bad: float, caplog: pytest.LogCaptureFixture):
-    params = with_gradients()
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float, fused: bool):
+    params, theirs = with_gradients(), with_gradients()
+    optimizer, other = adam(params, fused=fused), adam(theirs, fused=fused)
+    clip_and_step(optimizer, 1.0)
+    before = [param.detach().clone() for param in params]
     assert params[1].grad is not None
-    params[1].grad[2] = bad
-    assert not clip_or_skip(params, 1.0)
-    assert not clip_or_skip(params, None)
-    assert "left out" in caplog.text
+    for max_norm in (1.0, None):
+        params[1].grad[2] = bad
+        assert clip_and_step(optimizer, max_norm) == 1
+        assert all(torch.equal(param, old) for param, old in zip(params, before, strict=True))
+    clip_and_step(other, 1.0)
+    for param, his in zip(params[:2], theirs[:2], strict=True):
+        assert his.grad is not None
+        param.grad = his.grad.clone()
+    clip_and_step(optimizer, None)
+    clip_and_step(other, None)
+    for mine, his in zip(params, theirs, strict=True):
+        torch.testing.assert_close(mine, his)  # neither the moments nor the count of steps noticed
+
+
+def test_networks_without_gradients_are_left_alone():
+    params = with_gradients()[2:]
+    assert clip_and_step(adam(params), 1.0) == 0
+    assert torch.equal(params[0], torch.zeros(2))
 
 
 def light_update(
@@ -194,6 +220,25 @@ def test_only_the_last_minibatch_is_reported(monkeypatch: pytest.MonkeyPatch):
 def test_layers_of_a_network_are_clipped_together():
     network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     network(torch.ones(1, 3)).sum().backward()
-    assert clip_or_skip(network.parameters(), 0.1)  # a generator is read once
+    clip_and_step(adam(list(network.parameters())), 0.1)
     norm = torch.cat([param.grad.flatten() for param in network.parameters() if param.grad is not None]).norm()
     assert norm.item() == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_steps_that_were_left_out_are_told_once_an_update(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    learner = make_learner(config_of())
+    original = learner.compute_losses
+
+    def not_finite(**kwargs: Any) -> Any:
+        return {name: loss * float("nan") for name, loss in original(**kwargs).items()}
+
+    light_update(learner, "discrete", monkeypatch, num_epochs=2, minibatch_size=31)
+    assert "left out" not in caplog.text
+    monkeypatch.setattr(learner, "compute_losses", not_finite)
+    _, before = light_update(learner, "discrete", monkeypatch, num_epochs=2, minibatch_size=31)
+    after = policy_state(learner)
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    assert caplog.text.count("4 gradient steps were left out") == 1

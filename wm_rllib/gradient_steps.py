@@ -6,15 +6,12 @@ networks of 64 units that is a third of the time (docs/performance.md). The loss
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 Columns = dict[str, Tensor]
 
@@ -76,13 +73,26 @@ class Silent:
         """Nothing."""
 
 
-def clip_or_skip(params: Iterable[Tensor], max_norm: float | None) -> bool:
-    """Clips the gradients by their global norm; False if it is not finite, and no step may be taken with them."""
+def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+    """Clips the gradients of an optimiser's parameters by their global norm, and takes a step if that norm is finite.
+
+    torch's fused optimisers decide on the device whether to take it, as for a `GradScaler`; nothing waits for it.
+
+    Returns:
+        1 if the step was left out, else 0; on the parameters' device.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
     grads = [param.grad for param in params if param.grad is not None]
+    if not grads:  # single frames are V's alone
+        return torch.zeros(())
     norm = torch.nn.utils.get_total_norm(grads)
-    if not torch.isfinite(norm):
-        logger.warning("a gradient step was left out: its gradient is not finite")
-        return False
-    if max_norm is not None and norm > max_norm:
-        torch._foreach_mul_(grads, max_norm / (norm + 1e-6))
-    return True
+    if max_norm is not None:
+        torch._foreach_mul_(grads, torch.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0))
+    left_out = (~torch.isfinite(norm)).to(norm.dtype)
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = left_out  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif not left_out:  # RLlib's own Adam, as a checkpoint of a run without dreams brings it along
+        optimizer.step()
+    return left_out

@@ -21,7 +21,7 @@ from torch import Tensor
 from wm_rllib.agreement import leave_group
 from wm_rllib.fitting_learner import FittingLearner
 from wm_rllib.gate import Judgement
-from wm_rllib.gradient_steps import Minibatches, Silent, clip_or_skip
+from wm_rllib.gradient_steps import Minibatches, Silent, clip_and_step
 from wm_rllib.heap import Heap
 from wm_rllib.judge import judge_world_model
 from wm_rllib.learning_rates import log_learning_rate
@@ -52,6 +52,7 @@ class WorldModelPPOLearner(FittingLearner):
         self._fitting = False
         self._own_loop = False
         self._steps_done = 0
+        self._left_out: Tensor | float = 0.0
         self._timestep = 0
         self._policy_lr_scale = 1.0
         self._heap = Heap()
@@ -97,7 +98,7 @@ class WorldModelPPOLearner(FittingLearner):
         self._vae_lr_scale, self._policy_lr_scale = vae_lr_scale, policy_lr_scale
         self._ratio = ratio
         self._expected_rows = expected_rows[self._learner_index] if expected_rows else None
-        self._steps_done = 0
+        self._steps_done, self._left_out = 0, 0.0
         self._fit_progress = fit_progress
         self._imagined = None if imagined is None else imagined[self._learner_index]
         self._real_rows = real_rows[self._learner_index] if real_rows else None
@@ -184,7 +185,6 @@ class WorldModelPPOLearner(FittingLearner):
             optimizer.zero_grad(set_to_none=True)
         (loss * self._share).backward()  # type: ignore[no-untyped-call]
         for name, optimizer in optimizers:
-            params = [param for group in optimizer.param_groups for param in group["params"]]
             if self._fitting:
                 self._anneal(name, optimizer, self._steps_done)
                 max_norm = self.config.world_model_grad_clip
@@ -195,8 +195,7 @@ class WorldModelPPOLearner(FittingLearner):
                 max_norm = None
             if self._steps_done == 1:
                 log_learning_rate(self.metrics, name, optimizer)
-            if clip_or_skip(params, max_norm):
-                optimizer.step()
+            self._left_out = self._left_out + clip_and_step(optimizer, max_norm)
 
     def _log_steps_trained_metrics(self, batch: Any) -> None:
         if not self._own_loop:
@@ -213,6 +212,8 @@ class WorldModelPPOLearner(FittingLearner):
         """RLlib's schedules; a fit has no policy rows, so PPO's KL and entropy coefficients stay as they are."""
         logger.debug("%s done at real step %s", "fit" if self._fitting else "update", timesteps)
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
+        if left_out := int(self._left_out):
+            logger.warning("%d gradient steps were left out: their gradients were not finite", left_out)
         if self._fitting:
             self._fit_losses.log(self.metrics, begins=self._fit_progress is None or not self._fit_progress[0])
             self._share_buffers()

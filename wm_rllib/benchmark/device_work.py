@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wm_rllib.benchmark.device_clock import FLOAT32, autocast
-from wm_rllib.gradient_steps import clip_or_skip
+from wm_rllib.gradient_steps import clip_and_step
 from wm_rllib.models import MDNRNNConfig, VAEConfig, WorldModel, WorldModelConfig
 from wm_rllib.models.controller import CategoricalSampler
 from wm_rllib.models.conv_vae import ConvolutionalVAE
@@ -112,15 +112,14 @@ class GradientSteps:
     """
 
     def __init__(self, network: nn.Module, max_norm: float | None):
-        self._params, self._max_norm = list(network.parameters()), max_norm
-        self._optimizer = torch.optim.Adam(self._params, lr=1e-4, fused=True)
+        self._max_norm = max_norm
+        self._optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 
     def __call__(self, loss: Tensor) -> None:
         """One step."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if clip_or_skip(self._params, self._max_norm):
-            self._optimizer.step()
+        clip_and_step(self._optimizer, self._max_norm)
 
 
 def _rows(setup: Setup) -> Tensor:
