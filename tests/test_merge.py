@@ -55,7 +55,7 @@ def specs(config: WorldModelPPOConfig) -> MultiRLModuleSpec:
     """The modules of a learner, for features as the tiny config has them."""
     features = gym.spaces.Box(-np.inf, np.inf, (FEATURES,), np.float32)
     spaces = {
-        INPUT_ENV_SINGLE_SPACES: (OBSERVATIONS, config.action_space),
+        INPUT_ENV_SINGLE_SPACES: (config.observation_space or OBSERVATIONS, config.action_space),
         DEFAULT_MODULE_ID: (features, config.action_space),
     }
     return config.get_multi_rl_module_spec(spaces=spaces)

@@ -1,0 +1,90 @@
+"""Loops over gradient steps read nothing back from the device: on a GPU each read would wait for all that was launched.
+
+Fits of M are left out: they read once a step how many of a batch's transitions are no padding (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from test_merge import SPACES, config_of, imagined_block, make_learner, real_episodes
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
+
+pytestmark = pytest.mark.usefixtures("no_ray")
+
+aten = torch.ops.aten
+READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default)
+STEPS = 4
+
+
+class HostReads(TorchDispatchMode):
+    """Counts by place what would have the host wait for a GPU: values read, and results whose size depends on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Does what is asked."""
+        if func in READS or (func is aten.index.Tensor and any(_is_mask(index) for index in args[1])):
+            callers = reversed(traceback.extract_stack()[:-1])
+            self.places[" < ".join(f"{caller.name}:{caller.lineno}" for caller in islice(callers, 6))] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Any) -> bool:
+    return index is not None and index.dtype == torch.bool
+
+
+def merged_update(learner: WorldModelPPOLearner, num_epochs: int) -> None:
+    learner.update(
+        episodes=real_episodes(SPACES["discrete"]),
+        imagined=[[[imagined_block(SPACES["discrete"], 6, 5)]]],
+        timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1},
+        num_epochs=num_epochs,
+        minibatch_size=31,
+    )
+
+
+def fit_v(learner: WorldModelPPOLearner, num_epochs: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (8, 2, 8, 8, 3)).astype(np.uint8)
+    batch = MultiAgentBatch({WORLD_MODEL_MODULE_ID: SampleBatch({Columns.OBS: frames})}, env_steps=8)
+    learner.update(batch=batch, minibatch_size=4, num_epochs=num_epochs, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1})
+
+
+def image_config() -> Any:
+    space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    return config_of(vae_channels=[4, 8]).environment(observation_space=space)
+
+
+WORK = {
+    "merged update": (config_of, merged_update),
+    "fit of V on frames": (image_config, fit_v),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_more_gradient_steps_read_no_more(name: str):
+    make_config, work = WORK[name]
+    learner = make_learner(make_config())
+    work(learner, 1)  # optimisers make their state
+    counted = []
+    for num_epochs in (1, STEPS):
+        with HostReads() as reads:
+            work(learner, num_epochs)
+        counted.append(reads.places)
+    more = counted[1] - counted[0]
+    assert not more, "\n".join(f"{count} x {place}" for place, count in more.items())
