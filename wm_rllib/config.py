@@ -307,6 +307,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             float(self.beta),
             tuple(self.vae_channels),
             float(self.vae_change_weight),
+            self.vae_compile,
         )
         mdn_rnn = MDNRNNConfig(
             latent_dim=self.latent_dim,

@@ -128,6 +128,7 @@ SETTINGS: tuple[Setting, ...] = (
             "Channels of V's convolutions on images; each layer halves the frame.",
         ),
         ("change_weight", "vae_change_weight", number(0), "How much more a changed pixel of an image counts."),
+        ("compile", "vae_compile", boolean(), "Whether V's gradient steps on images go through torch.compile."),
         ("batch_size", "vae_batch_size", whole(1), "Images of a gradient step of V."),
         ("pretrain_epochs", "vae_pretrain_epochs", number(0), "V's passes over the collected images."),
     ),

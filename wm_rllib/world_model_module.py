@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import SelfSupervisedLossAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -30,11 +32,12 @@ class WorldModelRLModule(TorchRLModule, SelfSupervisedLossAPI):
         """Builds the networks."""
         config: WorldModelConfig = self.model_config[WORLD_MODEL_CONFIG]
         self.world_model = WorldModel(config)
+        self._frame_losses: Callable[[Tensor], VAELosses] | None = None
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
         """Losses of V and M on a batch of sequences, of V on single frames, or of M on sequences of latents."""
         if MASK not in batch:
-            vae = self.world_model.vae.frame_losses(batch[Columns.OBS])
+            vae = self._losses_on_frames(batch[Columns.OBS])
             return {LOSS: vae.total, **_of_vae(vae)}
         columns = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, MASK)
         sequences = SequenceBatch(batch.get(Columns.OBS), *(batch[name] for name in columns))
@@ -43,6 +46,14 @@ class WorldModelRLModule(TorchRLModule, SelfSupervisedLossAPI):
             return {LOSS: mdn.total, **_of_mdn(mdn)}
         vae, mdn = self.world_model.losses(sequences)
         return {LOSS: vae.total + mdn.total, **_of_vae(vae), **_of_mdn(mdn)}
+
+    def _losses_on_frames(self, frames: Tensor) -> VAELosses:
+        """V's; compiled when they are first asked for, where that is wanted: env runners and dreamers never ask."""
+        vae = self.world_model.vae
+        if self._frame_losses is None:
+            compiles = self.world_model.config.vae.compiles
+            self._frame_losses = torch.compile(vae.frame_losses, dynamic=False) if compiles else vae.frame_losses
+        return self._frame_losses(frames)
 
     def compute_self_supervised_loss(
         self, *, learner: Any, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor], **_: Any

@@ -22,6 +22,8 @@ class VAEConfig:
     """Of the convolutional layers, for images."""
     change_weight: float = 0.0
     """How much more a pixel counts that changed since the frame before, for images."""
+    compiles: bool = False
+    """Whether whoever fits V compiles its losses on images."""
 
 
 @dataclass(frozen=True)
