@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Reference
+from ray.rllib.core import DEFAULT_MODULE_ID
 from test_dream_env import write_checkpoint
 from test_merge import OBSERVATIONS, SPACES, config_of, fit, make_learner
 from torch import Tensor
@@ -18,12 +19,12 @@ from wm_rllib import WorldModelPPOConfig
 from wm_rllib.cli.main import main
 from wm_rllib.learner import WorldModelPPOLearner
 from wm_rllib.phases import pretrain
-from wm_rllib.policy import load_policy
-from wm_rllib.transfer import WHOLE, transferred_weights
+from wm_rllib.policy import load_module, load_policy
+from wm_rllib.transfer import CONTROLLER, WHOLE, transferred_policy, transferred_weights
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
-PARTS = {"v": ("vae",), "vm": ("vae", "mdn_rnn")}
+PARTS = {"v": ("vae",), "vm": ("vae", "mdn_rnn"), "vmc": ("vae", "mdn_rnn")}
 STATS = {
     "obs_mean": np.float32([1, 2, 3, 4]),
     "obs_scale": np.float32([5, 6, 7, 8]),
@@ -44,7 +45,11 @@ def heir(source: Path, **settings: Any) -> WorldModelPPOLearner:
     """A learner of a new run that has taken over what its settings say."""
     config = config_of(transfer_from=str(source), seed=1, **settings)
     learner = make_learner(config)
-    learner.take_over(Reference(taken_over(source, config)))
+    policy = None
+    if CONTROLLER in config.transferred_parts:
+        own = config.world_model_config(OBSERVATIONS, SPACES["discrete"])
+        policy = Reference(transferred_policy(source, own, config.policy_hidden_dims))
+    learner.take_over(Reference(taken_over(source, config)), policy)
     return learner
 
 
@@ -68,6 +73,18 @@ def test_the_chosen_parts_are_the_other_runs_and_the_rest_is_new(source: Path, p
     taken = of_parts(ours, parts)
     assert all(torch.equal(ours[name], (theirs if name in taken else new)[name]) for name in ours)
     assert not all(torch.equal(theirs[name], new[name]) for name in taken)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_the_controller_is_the_other_runs_where_that_is_asked_for(source: Path, parts: str):
+    theirs, new = (
+        load_module(source).state_dict(),
+        make_learner(config_of(seed=1)).module[DEFAULT_MODULE_ID].state_dict(),
+    )
+    ours = heir(source, transfer_parts=parts).module[DEFAULT_MODULE_ID].state_dict()
+    expected = theirs if parts == "vmc" else new
+    assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)
+    assert not all(torch.equal(theirs[name], new[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -134,6 +151,26 @@ def test_spaces_have_to_fit_for_what_depends_on_them(source: Path, tmp_path: Pat
         transferred_weights(source, frozenset({"vae"}), own)
     with pytest.raises(FileNotFoundError, match=r"world_model\.transfer\.from: .* is not a checkpoint"):
         transferred_weights(tmp_path, frozenset({"vae"}), own)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy_hidden_dims": [9]}, r"ppo\.hidden_dims is \[16\] there and \[9\] in this run"),
+        ({"controller_inputs": "z"}, r"world_model\.controller_inputs is 'zh' there and 'z' in this run"),
+    ],
+)
+def test_a_controller_that_does_not_fit_is_named(source: Path, settings: dict[str, Any], message: str):
+    config = config_of(transfer_from=str(source), transfer_parts="vmc", **settings)
+    with pytest.raises(ValueError, match=message):
+        transferred_policy(
+            source, config.world_model_config(OBSERVATIONS, SPACES["discrete"]), config.policy_hidden_dims
+        )
+
+
+def test_a_frozen_world_model_leaves_the_controller_to_be_trained(source: Path):
+    config = config_of(transfer_from=str(source), transfer_parts="vmc", transfer_frozen=True)
+    assert config.frozen_parts == WHOLE
 
 
 def test_nothing_can_be_frozen_that_is_not_taken_over():

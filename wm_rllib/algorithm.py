@@ -293,7 +293,8 @@ class WorldModelPPO(EvaluatedPPO):
         if component is None and not holds_replay(folder, filesystem):
             raise FileNotFoundError(
                 f"{folder} has no replay, so that training cannot go on as it was. Fix: another checkpoint, or a new "
-                "run that starts with this one's V and M (world_model.transfer.from)."
+                "run that starts with this one's V, M and C and collects a replay of its own "
+                "(world_model.transfer.from, world_model.transfer.parts vmc)."
             )
         more = {} if component is None else {"component": component}
         super().restore_from_path(path, filesystem=filesystem, **more, **kwargs)

@@ -33,7 +33,7 @@ from wm_rllib.policy_module import NORMALIZE_ACTIONS, WorldModelPPOModule
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.settings import check_attrs
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
-from wm_rllib.transfer import MDN_RNN, PARTS
+from wm_rllib.transfer import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
 
 
@@ -261,13 +261,13 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
 
     @property
     def transferred_parts(self) -> frozenset[str]:
-        """What of the world model comes from another run."""
+        """What comes from another run."""
         return PARTS[self.transfer_parts] if self.transfer_from is not None else frozenset()
 
     @property
     def frozen_parts(self) -> frozenset[str]:
         """What of the world model is never trained."""
-        frozen = self.transferred_parts if self.transfer_frozen else frozenset()
+        frozen = self.transferred_parts - {CONTROLLER} if self.transfer_frozen else frozenset()
         return frozen | {MDN_RNN} if self.mdn_frozen else frozen
 
     @property

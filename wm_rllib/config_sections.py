@@ -151,8 +151,8 @@ class WorldModelSections:
                 its latents, and should not have to chase them.
             vae_channels: Of V's convolutions on images, each of which halves the frame.
             vae_change_weight: How much more a pixel of an image counts that changed since the frame before.
-            vae_compile: Whether V's gradient steps on images go through torch.compile: 1.3 times as fast on an H200, for
-                20 s of compilation in each learner (docs/performance.md).
+            vae_compile: Whether V's gradient steps on images go through torch.compile: 1.3 times as fast on an H200,
+                for 20 s of compilation in each learner (docs/performance.md).
             vae_batch_size: Frames of a gradient step of V on images; vectors come in M's sequences.
             vae_pretrain_epochs: Passes over the randomly collected frames before the mixed phase; may be a fraction.
             random_hold: Steps that a random action is held for, drawn from 1 to this: held actions lead farther than
@@ -182,8 +182,9 @@ class WorldModelSections:
             ensemble_size: Members of the ensemble that says where M is unsure; 0 for none.
             transfer_from: Checkpoint of another run, in an environment with the same spaces, whose V and M this one
                 starts with, units included.
-            transfer_parts: "vm": V and M are taken over; "v": V alone.
-            transfer_frozen: Whether they keep those weights; otherwise they are trained on.
+            transfer_parts: "vm": V and M are taken over; "v": V alone; "vmc": C too, which then acts in the first
+                `random_collection_steps` in place of random actions.
+            transfer_frozen: Whether V and M keep those weights; otherwise they are trained on.
             world_model_grad_clip: Global norm to which V's and M's gradients are clipped, each; None for no clipping.
             fit_final_lr_fraction: Learning rates of V and M at each fit's end, as a fraction of those at its start.
             precision: What learners multiply in, in fits and in updates with dreams: "float32"; "bfloat16", by

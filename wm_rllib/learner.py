@@ -260,9 +260,11 @@ class WorldModelPPOLearner(FittingLearner):
             names = ("reward_mean", "reward_scale", "last_reward_scale", "termination_rate")
             self.world_model.mdn_rnn.set_normalisation(*(tensors[name] for name in names))
 
-    def take_over(self, weights_ref: ray.ObjectRef) -> None:
-        """Starts with weights of another run: some or all of the world model's, by name."""
+    def take_over(self, weights_ref: ray.ObjectRef, policy_ref: ray.ObjectRef | None = None) -> None:
+        """Starts with weights of another run: some or all of the world model's, by name, and maybe all of C's."""
         self.world_model.load_state_dict(ray.get(weights_ref), strict=False)
+        if policy_ref is not None:
+            self.module[DEFAULT_MODULE_ID].unwrapped().load_state_dict(ray.get(policy_ref))
 
     def judge(self, windows_ref: ray.ObjectRef, seed: int | None) -> Judgement | None:
         """What learner 0 finds of M on fresh experience, for the gate; None from the others."""

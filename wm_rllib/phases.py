@@ -16,38 +16,43 @@ from wm_rllib.mixing import imagined_rows
 from wm_rllib.spaces import observation_scale
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase
-from wm_rllib.transfer import WHOLE, transferred_weights
+from wm_rllib.transfer import CONTROLLER, WHOLE, transferred_policy, transferred_weights
 
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
 
 
 def collect_randomly(stages: Stages) -> None:
-    """Steps the environments with random actions; the phase ends with `random_collection_steps`."""
+    """Steps the environments with random actions, or by another run's C; ends with `random_collection_steps`."""
     config, state = stages.config, stages.parts.state
     if config.transfer_from is not None and not state.transferred:
         take_over(stages)
     missing = config.random_collection_steps - state.num_env_steps
     chunk = max(RANDOM_ROUND, config.total_train_batch_size)
-    stages.collect(min(missing, chunk), random_actions=True)
+    stages.collect(min(missing, chunk), random_actions=CONTROLLER not in config.transferred_parts)
     if state.num_env_steps >= config.random_collection_steps:
         state.phase = Phase.PRETRAIN
 
 
 def take_over(stages: Stages) -> None:
-    """Gives V and M the weights of another run, before the first real step.
+    """Gives V, M and maybe C the weights of another run, before the first real step.
 
     Raises:
         FileNotFoundError: `transfer_from` is no checkpoint.
         ValueError: It does not fit this run's spaces or sizes.
     """
     config, state = stages.config, stages.parts.state
+    with_policy = CONTROLLER in config.transferred_parts
     own = config.world_model_config(*stages.parts.env_runners.get_spaces()[INPUT_ENV_SINGLE_SPACES])
     weights = transferred_weights(config.transfer_from, config.transferred_parts, own)
-    on_learners(stages.parts.learners, "take_over", weights_ref=ray.put(weights))
+    policy_ref = None
+    if with_policy:
+        policy_ref = ray.put(transferred_policy(config.transfer_from, own, config.policy_hidden_dims))
+    on_learners(stages.parts.learners, "take_over", weights_ref=ray.put(weights), policy_ref=policy_ref)
     state.transferred = True
     state.world_model_version += 1
-    stages.publish(policy=False, world_model=True)
+    state.policy_version += with_policy
+    stages.publish(policy=with_policy, world_model=True)
 
 
 def pretrain(stages: Stages) -> None:

@@ -246,11 +246,23 @@ def load_policy(checkpoint: str | Path) -> WorldModelPolicy:
         FileNotFoundError: The folder does not exist or is no such checkpoint.
         ValueError: It is a URI.
     """
-    module = RLModule.from_checkpoint(_module_folder(checkpoint, DEFAULT_MODULE_ID))
+    module = load_module(checkpoint)
     discount = module.model_config.get("gamma", UNRECORDED_DISCOUNT)
     loaded = load_world_model(checkpoint)
     pixels = loaded.model_config.get(PIXEL_SETTINGS, AS_IT_IS)
     return WorldModelPolicy(loaded.world_model.eval(), module, discount, pixels)
+
+
+def load_module(checkpoint: str | Path) -> Any:
+    """Loads C from a checkpoint of WorldModelPPO, as RLlib's module.
+
+    Args:
+        checkpoint: As for `load_policy`.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or is no such checkpoint.
+    """
+    return RLModule.from_checkpoint(_module_folder(checkpoint, DEFAULT_MODULE_ID))
 
 
 def load_world_model(checkpoint: str | Path) -> Any:

@@ -169,9 +169,9 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     *_section(
         "world_model.transfer.",
-        ("from", "transfer_from", text(optional=True), "Checkpoint of another run whose V and M to start with."),
-        ("parts", "transfer_parts", one_of("v", "vm"), "What to take over of it: V alone, or V and M."),
-        ("frozen", "transfer_frozen", boolean(), "Keep what was taken over as it is; false: train it on."),
+        ("from", "transfer_from", text(optional=True), "Checkpoint of another run to start with."),
+        ("parts", "transfer_parts", one_of("v", "vm", "vmc"), "What to take over of it: V, or V and M, or C too."),
+        ("frozen", "transfer_frozen", boolean(), "Keep V and M as they were taken over; false: train them on."),
     ),
     *_section(
         "world_model.training.",

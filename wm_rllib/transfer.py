@@ -1,4 +1,4 @@
-"""Another run's V and M as the start of a run: what is taken over, and whether it fits."""
+"""Another run's V, M and C as the start of a run: what is taken over, and whether it fits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.policy import load_world_model
+from wm_rllib.policy import load_module, load_world_model
 
 VAE, MDN_RNN = "vae", "mdn_rnn"
 """The attributes of `WorldModel`, with which the names of their weights begin."""
 WHOLE = frozenset({VAE, MDN_RNN})
-PARTS = {"v": frozenset({VAE}), "vm": WHOLE}
+CONTROLLER = "controller"
+PARTS = {"v": frozenset({VAE}), "vm": WHOLE, "vmc": WHOLE | {CONTROLLER}}
 """What `world_model.transfer.parts` stands for."""
 
 FROM = "world_model.transfer.from"
@@ -28,7 +29,7 @@ def transferred_weights(checkpoint: str | Path, parts: frozenset[str], own: Worl
 
     Args:
         checkpoint: Folder of the other run's checkpoint.
-        parts: Of `VAE` and `MDN_RNN`.
+        parts: Of `VAE` and `MDN_RNN`; what else is in it is not looked at.
         own: The settings of this run's world model.
 
     Raises:
@@ -40,10 +41,7 @@ def transferred_weights(checkpoint: str | Path, parts: frozenset[str], own: Worl
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{FROM}: {error}") from None
     for what, theirs, ours in _differences(source.config, own, parts):
-        raise ValueError(
-            f"{FROM} = {str(checkpoint)!r} does not fit: {what} is {theirs!r} there and {ours!r} in this run. "
-            "Fix: make them equal, or name another checkpoint."
-        )
+        raise ValueError(_does_not_fit(checkpoint, what, theirs, ours))
     weights = {name: value for name, value in source.state_dict().items() if name.partition(".")[0] in parts}
     expected = {name: value for name, value in WorldModel(own).state_dict().items() if name.partition(".")[0] in parts}
     if {name: value.shape for name, value in weights.items()} != {name: v.shape for name, v in expected.items()}:
@@ -52,6 +50,37 @@ def transferred_weights(checkpoint: str | Path, parts: frozenset[str], own: Worl
             "V and M classes (world_model.vae.class, world_model.mdn_rnn.class) in the same version."
         )
     return weights
+
+
+def transferred_policy(checkpoint: str | Path, own: WorldModelConfig, hidden_dims: list[int]) -> dict[str, Tensor]:
+    """Weights and units of another run's C, by their names in its module.
+
+    Args:
+        checkpoint: Folder of the other run's checkpoint.
+        own: The settings of this run's world model.
+        hidden_dims: Of this run's C.
+
+    Raises:
+        FileNotFoundError: The folder is no checkpoint of WorldModelPPO.
+        ValueError: C's inputs, actions or layers are others; the message names both.
+    """
+    theirs, module = load_world_model(checkpoint).world_model.config, load_module(checkpoint)
+    layers = list(module.model_config["fcnet_hiddens"])
+    pairs = (
+        ("world_model.controller_inputs", theirs.controller_inputs, own.controller_inputs),
+        ("ppo.hidden_dims", layers, list(hidden_dims)),
+    )
+    for what, there, here in pairs:
+        if there != here:
+            raise ValueError(_does_not_fit(checkpoint, what, there, here))
+    return dict(module.state_dict())
+
+
+def _does_not_fit(checkpoint: str | Path, what: str, theirs: Any, ours: Any) -> str:
+    return (
+        f"{FROM} = {str(checkpoint)!r} does not fit: {what} is {theirs!r} there and {ours!r} in this run. "
+        "Fix: make them equal, or name another checkpoint."
+    )
 
 
 def _differences(

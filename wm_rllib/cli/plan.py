@@ -205,16 +205,19 @@ def local_source(checkpoint: str, command: str) -> None:
 
 
 def find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:
-    """Find the checkpoint whose V and M a new run starts with, and make sure that they fit.
+    """Find the checkpoint that a new run starts with, and make sure that it fits.
 
     Raises:
         CommandError: If there is none, or it does not fit.
     """
-    from wm_rllib.transfer import transferred_weights
+    from wm_rllib.transfer import CONTROLLER, transferred_policy, transferred_weights
 
     found = checkpoints.resolve(config.transfer_from, (BEST, LAST))
+    own = config.world_model_config(*spaces)
     try:
-        transferred_weights(found, config.transferred_parts, config.world_model_config(*spaces))
+        transferred_weights(found, config.transferred_parts, own)
+        if CONTROLLER in config.transferred_parts:
+            transferred_policy(found, own, config.policy_hidden_dims)
     except (FileNotFoundError, ValueError) as error:
         raise CommandError(str(error)) from None
     config.transfer_from = str(found.resolve())
