@@ -17,9 +17,11 @@ from torch import Tensor
 
 from wm_rllib import WorldModelPPOConfig
 from wm_rllib.cli.main import main
+from wm_rllib.iteration import IterationReport
 from wm_rllib.learner import WorldModelPPOLearner
 from wm_rllib.phases import pretrain
 from wm_rllib.policy import load_module, load_policy
+from wm_rllib.training_state import TrainingState
 from wm_rllib.transfer import CONTROLLER, WHOLE, transferred_policy, transferred_weights
 
 pytestmark = pytest.mark.usefixtures("no_ray")
@@ -183,7 +185,7 @@ def test_units_are_published_where_nothing_is_fitted(monkeypatch: pytest.MonkeyP
     config = config_of(transfer_from="x", transfer_parts="v", transfer_frozen=True, mdn_frozen=True)
     assert config.frozen_parts == WHOLE
     service = SimpleNamespace(normalisation=lambda: dict(STATS), stats=lambda: {"num_timesteps": 100})
-    parts = SimpleNamespace(replay=SimpleNamespace(service=service), learners=None, state=SimpleNamespace())
+    parts = SimpleNamespace(replay=SimpleNamespace(service=service), learners=None, state=TrainingState())
     done: list[str] = []
     stages = SimpleNamespace(
         config=config,
@@ -191,7 +193,8 @@ def test_units_are_published_where_nothing_is_fitted(monkeypatch: pytest.MonkeyP
         observation_space=OBSERVATIONS,
         num_shards=1,
         takes_frames=False,
-        fit=lambda updates: done.append("fit"),
+        report=IterationReport(),
+        fit=lambda updates, instalment: done.append("fit"),
         publish=lambda **what: done.append("publish"),
     )
     monkeypatch.setattr("wm_rllib.phases.on_learners", lambda learners, name, **kwargs: done.append(name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wm_rllib.dream_evaluation import DreamScore
 from wm_rllib.dream_orders import DreamHarvest
+from wm_rllib.fit_losses import AT_START
 from wm_rllib.gate import Gate, Judgement
 from wm_rllib.learning_rates import LEARNING_RATES
 from wm_rllib.mixing import realised_ratio
@@ -70,6 +71,7 @@ class IterationReport:
         self.evaluation: dict[str, float] = {}
         self.dream_evaluation: dict[str, float] = {}
         self.judged: dict[str, float | None] = {}
+        self.pretraining: dict[str, float] = {}
         self.trust: dict[str, float | None] = {}
         self.learning_rates: dict[str, float | None] = dict.fromkeys(LEARNING_RATES)
 
@@ -126,6 +128,7 @@ class IterationReport:
                 "updates_skipped": self.updates_skipped,
                 **self.judged,
             },
+            "pretraining": dict(self.pretraining),
             "dream_evaluation": dict(self.dream_evaluation),
             "trust": dict(self.trust),
             "replay": dict(self.replay),
@@ -177,26 +180,33 @@ class IterationReport:
             "configured_horizon": horizon,
         }
 
-    def take_fit_losses(self, metrics: MetricsLogger) -> None:
-        """Copies the last fit's losses out of the learner metrics."""
+    def take_fit_losses(self, metrics: MetricsLogger, fitted: Collection[str], *, begins: bool) -> None:
+        """Copies the losses of a call's gradient steps out of the learner metrics, which hold those of others too.
+
+        Args:
+            metrics: The algorithm's.
+            fitted: "vae", "mdn" or both.
+            begins: Whether the call was its fit's first one.
+        """
         for name in FIT_METRICS:
-            self.losses[name] = _peek(metrics, WORLD_MODEL_MODULE_ID, name)
-        self._take_learning_rates(metrics, WORLD_MODEL_MODULE_ID)
+            if name.partition("/")[0] in fitted and (begins or not name.endswith(AT_START)):
+                self.losses[name] = _peek(metrics, WORLD_MODEL_MODULE_ID, name)
+        self._take_learning_rates(metrics, WORLD_MODEL_MODULE_ID, fitted)
 
     def take_update_losses(self, metrics: MetricsLogger) -> None:
         """Copies the last update's PPO statistics out of the learner metrics, and the gap between the two sources."""
         for ours, theirs in PPO_METRICS.items():
             self.losses[f"ppo/{ours}"] = _peek(metrics, DEFAULT_MODULE_ID, theirs)
         if len(self.rounds) == 1:  # later rounds work with a fraction of the first one's
-            self._take_learning_rates(metrics, DEFAULT_MODULE_ID)
+            self._take_learning_rates(metrics, DEFAULT_MODULE_ID, ("policy",))
         if self.rounds and all(self.rounds[-1]):
             dreamed = _peek(metrics, DEFAULT_MODULE_ID, "imagined_value_target")
             real = _peek(metrics, DEFAULT_MODULE_ID, "real_value_target")
             self.return_gap = None if dreamed is None or real is None else dreamed - real
 
-    def _take_learning_rates(self, metrics: MetricsLogger, module_id: str) -> None:
-        for name, module in LEARNING_RATES.items():
-            if module == module_id:
+    def _take_learning_rates(self, metrics: MetricsLogger, module_id: str, learned: Collection[str]) -> None:
+        for name in LEARNING_RATES:
+            if name.partition("_")[0] in learned:
                 self.learning_rates[name] = _peek(metrics, module_id, f"{name}_lr")
 
     def _losses(self, prefix: str) -> dict[str, float | None]:

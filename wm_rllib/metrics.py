@@ -28,6 +28,7 @@ METRICS: dict[str, Metric] = {
     "mixed_iterations": Metric(
         "Iterations of the mixed phase so far; null before pretraining has ended.", "iterations"
     ),
+    "pretraining/done": Metric("Share of pretraining's gradient steps done; null in the other phases.", "0 to 1"),
     "rows/real": Metric("Real rows in this iteration's merged PPO batches, summed.", "rows"),
     "rows/imagined": Metric("Imagined rows in the same batches, summed.", "rows"),
     "imagination/ratio": Metric("Realised share of imagined rows: imagined / (real + imagined).", "0 to 1"),

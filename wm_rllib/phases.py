@@ -9,6 +9,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from wm_rllib.calling import call
 from wm_rllib.collection import RealExperience
+from wm_rllib.fit_calls import Instalment
 from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.gating import choose_imagination
 from wm_rllib.learner_calls import on_learners
@@ -56,23 +57,28 @@ def take_over(stages: Stages) -> None:
 
 
 def pretrain(stages: Stages) -> None:
-    """Fixes the units of observations and rewards, then fits V and M to the random experience."""
-    config, service = stages.config, stages.parts.replay.service
-    stats = call(service, "normalisation")
-    stats["obs_scale"] = observation_scale(stats["obs_scale"], stages.observation_space)
-    on_learners(stages.parts.learners, "set_normalisation", stats=stats)
+    """Fixes the units of observations and rewards, then fits V and M to the random experience, by instalments."""
+    config, service, state = stages.config, stages.parts.replay.service, stages.parts.state
+    if not state.pretraining:
+        stats = call(service, "normalisation")
+        stats["obs_scale"] = observation_scale(stats["obs_scale"], stages.observation_space)
+        on_learners(stages.parts.learners, "set_normalisation", stats=stats)
     steps = call(service, "stats")["num_timesteps"]
     sequences = -(-steps // config.sequence_length)
     updates = _updates(config.pretrain_epochs * sequences, config.sequence_batch_size * stages.num_shards)
+    frames, instalment, is_done = 0, Instalment(state.pretraining), True
     if stages.takes_frames and config.frozen_parts != WHOLE:
         frames = _updates(config.vae_pretrain_epochs * steps, config.vae_batch_size * stages.num_shards)
-        fit_on_frames(stages, frames, updates, 1.0)
-        stages.publish_world_model()
+        is_done = fit_on_frames(stages, frames, updates, 1.0, instalment)
+        if is_done:
+            stages.publish_world_model()
     elif updates and config.frozen_parts != WHOLE:
-        stages.fit(updates)
+        is_done = stages.fit(updates, instalment)
     else:
         stages.publish(policy=False, world_model=True)  # the units
-    stages.parts.state.phase = Phase.MIXED
+    stages.report.pretraining = {"done": 1.0 if is_done else sum(state.pretraining.values()) / (frames + updates)}
+    if is_done:
+        state.phase, state.pretraining = Phase.MIXED, {}
 
 
 def _updates(rows: float, batch_size: int) -> int:

@@ -22,7 +22,7 @@ from wm_rllib.dream_orders import DreamHarvest, DreamOrder
 from wm_rllib.dreamer import Dreamed
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.env_runner import Collected, CollectRequest
-from wm_rllib.fit_calls import fit_in_calls
+from wm_rllib.fit_calls import FIT, FITTED_BY, Instalment, fit_in_calls
 from wm_rllib.frame_fit import encode_replay, fit_on_frames
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import update_policy
@@ -167,15 +167,19 @@ class Stages:
             state.pending_updates -= updates
             self.fit(updates)
 
-    def fit(self, num_updates: int) -> None:
-        """Gradient steps on V and M, in one call to the learners, and their publication; none if both are frozen."""
+    def fit(self, num_updates: int, instalment: Instalment | None = None) -> bool:
+        """Gradient steps on V and M, and their publication when all are done; none if both are frozen.
+
+        Returns:
+            Whether all are done; without an instalment to be kept to they are.
+        """
         config, state = self.config, self.parts.state
         if config.frozen_parts == WHOLE:
-            return
+            return True
         if self.takes_frames:
             fit_on_frames(self, num_updates, num_updates, config.vae_online_lr_fraction)
             self.publish_world_model()
-            return
+            return True
         size, length = config.sequence_batch_size, config.sequence_length
 
         def sequences(count: int) -> Any:
@@ -183,14 +187,16 @@ class Stages:
 
         update_bytes = size * (length + 1) * self.observation_bytes
         vae_lr_scale = 1.0 if state.phase is Phase.PRETRAIN else config.vae_online_lr_fraction
-        fit_in_calls(self, "fit", num_updates, size, update_bytes, sequences, vae_lr_scale)
+        if not fit_in_calls(self, FIT, num_updates, size, update_bytes, sequences, vae_lr_scale, instalment):
+            return False
         self.publish_world_model()
+        return True
 
-    def take_fit_results(self, results: list[Any], num_updates: int) -> None:
-        """Counts gradient steps of V or M, and keeps their losses."""
+    def take_fit_results(self, results: list[Any], num_updates: int, name: str, *, begins: bool) -> None:
+        """Counts gradient steps of the fit of this name, and keeps their losses."""
         self.parts.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.report.fit_updates += num_updates
-        self.report.take_fit_losses(self.parts.metrics)
+        self.report.take_fit_losses(self.parts.metrics, FITTED_BY[name], begins=begins)
 
     def publish_world_model(self) -> None:
         """V and M as the learners have them now, as a new version."""

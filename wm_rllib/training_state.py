@@ -40,6 +40,7 @@ class TrainingState:
         banked_rows: Real rows that are counted and in the replay, and whose PPO update is still to come.
         server_restarts: How often the parameter server was found in another process.
         transferred: Whether V and M of another run were taken over; a resumed run must not do so again.
+        pretraining: Gradient steps that pretraining has done so far, by the fit's name.
         resumes: How often training went on from a checkpoint.
         gate: What the gate knows of M.
         counted: Restarts and faults up to a checkpoint, less those of the process that went on from it.
@@ -60,6 +61,7 @@ class TrainingState:
     banked_rows: int = 0
     server_restarts: int = 0
     transferred: bool = False
+    pretraining: dict[str, int] = field(default_factory=dict)
     resumes: int = 0
     gate: Gate = field(default_factory=Gate)
     counted: dict[str, int] = field(default_factory=dict)
@@ -104,6 +106,7 @@ class TrainingState:
             setattr(self, name, value)
         self.phase, self.sequence = Phase(state["phase"]), newest
         self.published_at = dict(self.published_at)  # grows from here on, and the checkpoint's must not
+        self.pretraining = dict(self.pretraining)
         self.gate = Gate(list(state["gate"]["skill"]), state["gate"]["gap"])
 
 

@@ -152,7 +152,10 @@ def rows_of(run_dir: Path) -> list[Row]:
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Losses at the start and at the end of pretraining, the replay's bytes, and the seconds of each stage."""
-    pretraining = next(row for row in rows if row["phase"] == "pretrain")
+    pretraining: dict[str, Any] = {}
+    for row in rows:
+        if row["phase"] == "pretrain":
+            pretraining |= {name: value for name, value in row.items() if value is not None}
     stages: dict[str, float] = {}
     for row in rows:
         for name, seconds in row.items():

@@ -26,6 +26,12 @@ def _number(value: Scalar, spec: str) -> str:
     return "-" if value is None or isinstance(value, str) else format(value, spec)
 
 
+def _part(row: Row) -> str:
+    """How far pretraining is, while it is not at its end."""
+    done = row.get("pretraining/done")
+    return "" if done in (None, 1.0) else f" ({_number(done, '.0%')} pretrained)"
+
+
 class Console:
     """Shows rows and messages on a stream."""
 
@@ -82,7 +88,7 @@ class Console:
             self._last_evaluation = row["evaluation/episode_return_mean"]
         parts = [
             f"{row['phase'] or '-':<8}",
-            f"iteration {row['training_iteration']}" + (self._iterations.text if self._iterations else ""),
+            f"iteration {row['training_iteration']}" + (self._iterations.text if self._iterations else "") + _part(row),
             f"steps {steps:,}" + (f"/{self._total_steps:,}" if self._total_steps else ""),
             f"return {_number(row.get('env_runners/episode_return_mean'), '.1f')}",
             f"evaluation {_number(self._last_evaluation, '.1f')}",
