@@ -189,6 +189,7 @@ class IterationReport:
             begins: Whether the call was its fit's first one.
         """
         for name in FIT_METRICS:
+            self.losses.setdefault(name, None)
             if name.partition("/")[0] in fitted and (begins or not name.endswith(AT_START)):
                 self.losses[name] = _peek(metrics, WORLD_MODEL_MODULE_ID, name)
         self._take_learning_rates(metrics, WORLD_MODEL_MODULE_ID, fitted)
