@@ -14,7 +14,14 @@ from tiny import ROUNDS, tiny_config
 from wm_rllib.collection import EnvRunnerError
 from wm_rllib.evaluation import EvaluationResult
 from wm_rllib.evaluation_runners import evaluate_on
-from wm_rllib.failures import MAX_FAILURES_IN_A_ROW, Failure, FailureCounter, death_of_all
+from wm_rllib.failures import (
+    MAX_FAILURES_IN_A_ROW,
+    MIN_PATIENCE_S,
+    Failure,
+    FailureCounter,
+    Patience,
+    death_of_all,
+)
 
 RATIO = 0.5
 
@@ -34,6 +41,20 @@ def test_the_same_actor_failing_again_and_again_is_an_error():
     with pytest.raises(Broke, match=r"dreamer 2 failed 3 times in a row; the last error was:\nTraceback"):
         counter.failed(2, failure)
     assert counter.total == 2 * MAX_FAILURES_IN_A_ROW
+
+
+def test_patience_ends_after_ten_timeouts_and_ten_minutes_without_anything():
+    patience = Patience("env runner", Broke)
+    for _ in range(3):  # something came in between
+        patience.waited(MIN_PATIENCE_S - 1.0, 60.0)
+        patience.delivered()
+    patience.waited(MIN_PATIENCE_S - 1.0, 60.0)
+    with pytest.raises(Broke, match="no env runner has delivered anything in 601 s of waiting"):
+        patience.waited(2.0, 60.0)
+    patient = Patience("dreamer", Broke)
+    patient.waited(1999.0, 200.0)
+    with pytest.raises(Broke):
+        patient.waited(1.0, 200.0)
 
 
 def test_a_failure_names_what_was_raised_first():

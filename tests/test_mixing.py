@@ -20,6 +20,7 @@ from wm_rllib.mixing import (
     rounds_at,
     split_evenly,
     split_lanes,
+    split_within,
     value_at,
 )
 
@@ -213,3 +214,23 @@ def test_numbers_of_numpy_are_numbers():
     assert rounds_at(np.int64(3), 100, seen_an_end=True) == 3
     assert may_dream(np.float32(0.9)) and not may_dream(np.float32(0.0))
     assert may_dream("auto") and may_dream([[0, 0.0], [10, 0.5]]) and not may_dream([[0, 0.0], [10, 0.0]])
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(0, 200), min_size=1, max_size=6))
+def test_parts_within_limits_add_up_and_are_as_equal_as_those_allow(total: int, limits: list[int]):
+    parts = split_within(total, limits)
+    assert sum(parts) == min(total, sum(limits))
+    assert all(0 <= part <= limit for part, limit in zip(parts, limits, strict=True))
+    roomy = [part for part, limit in zip(parts, limits, strict=True) if part < limit]
+    assert not roomy or max(parts) - min(roomy) <= 1
+
+
+@example([70, 65], 0.9, 5)  # five of 1215 dreams were lost
+@example([40, 24], 0.9, 9)
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=4), st.floats(0.1, 0.99), st.integers(0, 300))
+def test_what_is_kept_of_unequal_shards_is_at_the_ratio(real: list[int], ratio: float, lost: int):
+    came = imagined_rows(sum(real), ratio) - lost
+    if came <= 0:
+        return
+    kept = sum(split_within(real_rows_for(came, ratio), real))
+    assert kept == min(real_rows_for(came, ratio), sum(real))

@@ -265,7 +265,7 @@ def test_a_dreamer_that_hangs_is_not_asked_again_until_it_answers(mixed, monkeyp
         assert_exact(mixed.train(), RATIO, ROUNDS, steps)  # the other one dreams all of it
     monkeypatch.undo()
     train_until(mixed, lambda result: not mixed._pool._overdue)
-    assert mixed._pool._abandoned == set()
+    assert not mixed._pool._abandoned
 
 
 def test_an_env_runner_dies_while_it_samples(mixed):

@@ -15,7 +15,7 @@ from ray.rllib.utils.metrics import EVALUATION_RESULTS, NUM_ENV_STEPS_SAMPLED_LI
 from ray.tune import PlacementGroupFactory
 
 from wm_rllib import placement
-from wm_rllib.collection import EnvRunnerError
+from wm_rllib.collection import EnvRunnerError, end_env_runners
 from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.dreamer import Dreamer, DreamerSpec
 from wm_rllib.dreamer_pool import DreamerPool
@@ -300,7 +300,11 @@ class WorldModelPPO(EvaluatedPPO):
         super().restore_from_path(path, filesystem=filesystem, **more, **kwargs)
 
     def cleanup(self) -> None:
-        """Ends all actors."""
+        """Ends all actors, those that hang too."""
+        for name in ("env_runner_group", "eval_env_runner_group"):
+            group = getattr(self, name, None)
+            if group is not None:
+                end_env_runners(group)
         super().cleanup()
         pool: DreamerPool | None = getattr(self, "_pool", None)
         if pool is not None:

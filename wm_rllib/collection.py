@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from wm_rllib.env_runner import Collected, CollectRequest, WorldModelEnvRunner
-from wm_rllib.failures import Failure, FailureCounter, death_of_all
+from wm_rllib.failures import Failure, FailureCounter, Patience, death_of_all
 from wm_rllib.restarts import PROCESS, RestartCounter
 from wm_rllib.seeding import stage_seed
 
 logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 10.0
+"""For env runners to close their environments when the algorithm ends."""
 
 
 @dataclass
@@ -81,6 +85,14 @@ class EnvRunnerError(RuntimeError):
     """An env runner keeps failing with an error of its environment's code, or none can be started."""
 
 
+def end_env_runners(group: EnvRunnerGroup) -> None:
+    """Ends remote env runners; RLlib's own `stop` waits for ever for one that hangs."""
+    if group.num_remote_env_runners():
+        stop = {"local_env_runner": False, "healthy_only": False, "timeout_seconds": STOP_TIMEOUT_S}
+        group.foreach_env_runner("stop", **stop)
+        group._worker_manager.clear()
+
+
 class Sampling:
     """Real env steps, from all env runners: now, or ahead, while the learners are at work.
 
@@ -104,6 +116,7 @@ class Sampling:
         self._group, self._num_envs, self._server = group, num_envs, server
         self._failures = FailureCounter("env runner", EnvRunnerError)
         self._restarts = RestartCounter("env runner")
+        self._patience = Patience("env runner", EnvRunnerError)
         self._numbers = itertools.count()
         self._tag = ""
         self._asked: set[int] = set()
@@ -157,14 +170,17 @@ class Sampling:
         """What came of it.
 
         Raises:
-            EnvRunnerError: The same env runner failed several times in a row, or all are dead for good.
+            EnvRunnerError: The same env runner failed several times in a row, all are dead for good, or none has
+                delivered for long.
         """
-        self.in_flight = False
+        self.in_flight, started = False, time.monotonic()
         answers = self._fetch([self._tag], timeout_s)
         self._note_late({worker for worker, _ in answers}, timeout_s)
         # With nobody else to wait for, those that are late are waited for.
         answers += self._fetch(self._late_tags, 0.0 if self._asked else timeout_s)
         self._late -= {worker for worker, _ in answers}
+        # One that died owes nothing any more, and may be back before the next request.
+        self._late &= set(self._group.healthy_worker_ids())
         self._late_tags = self._in_flight(self._late_tags)
         parts = []
         for worker, (process, answer) in answers:
@@ -176,6 +192,10 @@ class Sampling:
                 parts.append(answer)
         if not parts and (error := death_of_all(self._group._worker_manager.actors().values())):
             raise EnvRunnerError(f"all env runners are dead for good; the last one's error was:\n{error}")
+        if parts:
+            self._patience.delivered()
+        else:
+            self._patience.waited(time.monotonic() - started, timeout_s)
         return parts
 
     def discard(self) -> None:

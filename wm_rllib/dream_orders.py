@@ -65,10 +65,14 @@ class DreamTicket:
 
     Attributes:
         order: What was ordered.
-        tag: Under which the dreamers' answers are kept.
+        tag: Of the order; `tag_of` is what a dreamer's answer is kept under.
         ids: The dreamers that were asked; none if there was no healthy one.
     """
 
     order: DreamOrder
     tag: str
     ids: tuple[int, ...]
+
+    def tag_of(self, dreamer_id: int) -> str:
+        """Of what one dreamer was asked: by it one can tell who owes an answer."""
+        return f"{self.tag}/{dreamer_id}"

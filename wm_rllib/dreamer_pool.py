@@ -15,7 +15,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from wm_rllib.calling import call
 from wm_rllib.dream_orders import DreamHarvest, DreamOrder, DreamTicket
 from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest, NoWeights, num_lanes
-from wm_rllib.failures import Failure, FailureCounter, death_of_all
+from wm_rllib.failures import Failure, FailureCounter, Patience, death_of_all
 from wm_rllib.mixing import split_lanes
 from wm_rllib.restarts import PROCESS, RestartCounter
 from wm_rllib.seeding import stage_seed
@@ -67,8 +67,9 @@ class DreamerPool:
         self._timeout_s = timeout_s
         self._failures = FailureCounter("dreamer", DreamerError)
         self._restarts = RestartCounter("dreamer")
+        self._patience = Patience("dreamer", DreamerError)
         self._numbers = itertools.count()
-        self._abandoned: set[str] = set()
+        self._abandoned: dict[str, int] = {}
         self._overdue: set[int] = set()
         self.num_late = 0
         self._local = None if num_dreamers else Dreamer(spec, server)
@@ -103,7 +104,8 @@ class DreamerPool:
             is_stale: Whether a part was dreamed with weights too old to learn from; it is dropped and ordered again.
 
         Raises:
-            DreamerError: A dreamer failed several times in a row with an error of its own.
+            DreamerError: A dreamer failed several times in a row with an error of its own, or none has delivered for
+                long.
         """
         harvest = DreamHarvest.empty(len(order.rows))
         self._fill(order, harvest, 0, base_seed, is_stale)
@@ -136,7 +138,8 @@ class DreamerPool:
             is_stale: See `dream`.
 
         Raises:
-            DreamerError: A dreamer failed several times in a row with an error of its own.
+            DreamerError: A dreamer failed several times in a row with an error of its own, or none has delivered for
+                long.
         """
         harvest = DreamHarvest.empty(len(rows))
         for dreamer_id, answer in self._receive(ticket):
@@ -146,7 +149,7 @@ class DreamerPool:
 
     def drop(self, ticket: DreamTicket) -> None:
         """Gives up what was ordered ahead; answers that still come are let go, so that they leave the object store."""
-        self._abandoned.add(ticket.tag)
+        self._abandoned |= {ticket.tag_of(dreamer_id): dreamer_id for dreamer_id in ticket.ids}
         self._let_go()
 
     def _fill(
@@ -158,13 +161,19 @@ class DreamerPool:
         is_stale: Callable[[Dreamed], bool],
     ) -> None:
         """Orders what is missing, again and again, until it is there or time is up; the first attempt always runs."""
-        deadline = time.monotonic() + self._timeout_s
+        started = time.monotonic()
+        deadline = started + self._timeout_s
         while True:
             missing = [max(0, want - have) for want, have in zip(order.rows, harvest.rows, strict=True)]
             if not any(missing):
+                self._patience.delivered()
                 return
             if attempt and time.monotonic() > deadline:
                 logger.warning("no dreamer delivered %s rows within %.0f s", missing, self._timeout_s)
+                if any(harvest.rows):
+                    self._patience.delivered()
+                else:
+                    self._patience.waited(time.monotonic() - started, self._timeout_s)
                 return
             late = self.num_late
             self._attempt(order, missing, harvest, base_seed(attempt), is_stale)
@@ -199,11 +208,9 @@ class DreamerPool:
     def _send(self, order: DreamOrder, requests: list[DreamRequest], ids: list[int]) -> DreamTicket:
         """Sends each request to one of `ids`, of which there may be more."""
         ticket = DreamTicket(order, f"dreams/{next(self._numbers)}", tuple(ids[: len(requests)]))
-        if requests:
-            # A list of functions, one for each id: with a list of kwargs RLlib assigns them to the wrong actors as soon
-            # as one is unhealthy.
-            calls = [functools.partial(_dream, request=request) for request in requests]
-            self._manager.foreach_actor_async(calls, tag=ticket.tag, remote_actor_ids=list(ticket.ids))
+        for dreamer_id, request in zip(ticket.ids, requests, strict=True):
+            work = functools.partial(_dream, request=request)
+            self._manager.foreach_actor_async(work, tag=ticket.tag_of(dreamer_id), remote_actor_ids=[dreamer_id])
         return ticket
 
     def _receive(self, ticket: DreamTicket) -> list[tuple[int, Answer]]:
@@ -213,9 +220,9 @@ class DreamerPool:
         """
         if not ticket.ids:
             return []
-        results = self._manager.fetch_ready_async_reqs(tags=ticket.tag, timeout_seconds=self._timeout_s)
-        answered = {result.actor_id for result in results}
-        late = {i for i in ticket.ids if i not in answered and self._manager.is_actor_healthy(i)}
+        tags = [ticket.tag_of(dreamer_id) for dreamer_id in ticket.ids]
+        results = self._manager.fetch_ready_async_reqs(tags=tags, timeout_seconds=self._timeout_s)
+        late = {i for i in ticket.ids if self._manager.num_outstanding_async_reqs(ticket.tag_of(i))}
         if late:
             logger.warning("dreamers %s did not answer within %.0f s", sorted(late), self._timeout_s)
             self.num_late += len(late)
@@ -258,9 +265,10 @@ class DreamerPool:
             return
         for late in self._manager.fetch_ready_async_reqs(tags=list(self._abandoned), timeout_seconds=0.0):
             self._overdue.discard(late.actor_id)
-        self._abandoned = {tag for tag in self._abandoned if self._manager.num_outstanding_async_reqs(tag)}
         # An actor that was lost owes nothing any more.
-        self._overdue &= set(self._manager.healthy_actor_ids()) if self._abandoned else set()
+        owed = {tag: i for tag, i in self._abandoned.items() if self._manager.num_outstanding_async_reqs(tag)}
+        self._abandoned = owed
+        self._overdue &= set(owed.values())
 
     def _requests(self, order: DreamOrder, missing: list[int], workers: int, seed: int | None) -> list[DreamRequest]:
         # Fewer dreams than dreamers leave some without a share, and a dream of no lanes is none.

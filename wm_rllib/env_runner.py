@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import ray
 import torch
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -147,6 +148,15 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         if self._cached_to_module is not None and not self._needs_initial_reset:
             features = self.features.refresh(self._ongoing_episodes, vae_changed=vae_changed)
             self._cached_to_module[Columns.OBS] = features.to(self._cached_to_module[Columns.OBS].device)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """RLlib's own; what it sets of C may be older than what was pulled, which is pulled again then.
+
+        RLlib gives an env runner that was cut off for a while the state of the local one, which never acts.
+        """
+        super().set_state(state)
+        if COMPONENT_RL_MODULE in state:
+            self._client.forget()
 
     def collect(self, request: CollectRequest) -> Collected:
         """Pulls weights, steps the envs, and puts the experience into the object store."""

@@ -16,7 +16,7 @@ import gymnasium as gym
 from wm_rllib.extras import extra_of
 from wm_rllib.pixels import AS_IT_IS, PixelError, PixelSettings, preprocess
 from wm_rllib.settings import SettingError
-from wm_rllib.vizdoom_engine import engine_settings
+from wm_rllib.vizdoom_engine import TimeUp, engine_settings
 
 AnyEnv = gym.Env[Any, Any]
 
@@ -64,7 +64,7 @@ def find_env(env_id: str) -> Callable[..., AnyEnv]:
     except gym.error.Error as error:
         raise _unknown(env_id, str(error).rstrip(".").split(".")[0]) from None
     if str(spec.entry_point).startswith("vizdoom."):
-        return lambda **kwargs: gym.make(name, **engine_settings(kwargs))
+        return lambda **kwargs: TimeUp(gym.make(name, **engine_settings(kwargs)))
     return lambda **kwargs: gym.make(name, **kwargs)
 
 

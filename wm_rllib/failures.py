@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
 PING_TIMEOUT_S = 0.5
+MAX_TIMEOUTS = 10
+MIN_PATIENCE_S = 600.0
+"""In which actors may come back that were slow to start."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,39 @@ class FailureCounter:
         if count >= MAX_FAILURES_IN_A_ROW:
             raise self._error_class(
                 f"{self._kind} {actor_id} failed {count} times in a row; the last error was:\n{failure.traceback}"
+            )
+
+
+class Patience:
+    """Ends when nobody has delivered for long, though nobody is known to be dead: all of them hang, or are cut off.
+
+    Training without any would go on for ever and learn nothing; whoever starts it again gets other processes.
+
+    Args:
+        kind: What the actors are, for messages ("env runner").
+        error_class: What is raised.
+    """
+
+    def __init__(self, kind: str, error_class: type[Exception]):
+        self._kind, self._error_class = kind, error_class
+        self._waited_s = 0.0
+
+    def delivered(self) -> None:
+        """Somebody did."""
+        self._waited_s = 0.0
+
+    def waited(self, seconds: float, timeout_s: float) -> None:
+        """Nobody did in so many seconds of waiting.
+
+        Raises:
+            The error class: They add up to `MAX_TIMEOUTS` times `timeout_s`, and to `MIN_PATIENCE_S`.
+        """
+        self._waited_s += seconds
+        if self._waited_s >= max(MIN_PATIENCE_S, MAX_TIMEOUTS * timeout_s):
+            raise self._error_class(
+                f"no {self._kind} has delivered anything in {self._waited_s:.0f} s of waiting, and none is known to be "
+                "dead: they hang, or are cut off. Look at their logs and nodes; the run goes on from its last "
+                "checkpoint (--resume)."
             )
 
 

@@ -94,6 +94,7 @@ def fit_in_calls(
                 seed=None if seed is None else seed + done,
                 progress=(done, num_updates),
             )
+        del refs  # their memory in the object store is free before the next ones are put there
         stages.take_fit_results(results, count, name, begins=not done)
         done += count
         if instalment:

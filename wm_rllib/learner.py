@@ -129,6 +129,7 @@ class WorldModelPPOLearner(FittingLearner):
         # The same for all learners, whatever each has got: they wait for each other.
         self._own_loop = self._fitting or self._imagined is not None
         if not self._own_loop:
+            self._agree_on_experience(training_data)
             return super()._create_iterator_if_necessary(
                 training_data=training_data,
                 num_total_minibatches=num_total_minibatches,

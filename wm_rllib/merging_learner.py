@@ -62,6 +62,16 @@ class MergingLearner(PPOTorchLearner):
         self._log_rows(_num_rows(real), _num_rows(imagined))
         return DEFAULT_MODULE_ID, self._merge(sources)
 
+    def _agree_on_experience(self, training_data: TrainingData) -> None:
+        """Whether there is something to learn from without dreams.
+
+        Raises:
+            NothingToLearnError: This learner, or another one, has no episodes; all learners raise it.
+        """
+        is_empty = torch.tensor([float(not training_data.episodes)], dtype=torch.float64, device=self._device)
+        if sum_over_learners(is_empty).item():
+            raise NothingToLearnError
+
     def _keep_ratio(
         self, real: RowColumns | None, imagined: RowColumns | None
     ) -> tuple[RowColumns | None, RowColumns | None]:

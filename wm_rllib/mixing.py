@@ -49,6 +49,19 @@ def split_evenly(total: int, parts: int) -> list[int]:
     return [quotient + (i < remainder) for i in range(parts)]
 
 
+def split_within(total: int, limits: list[int]) -> list[int]:
+    """`total` as parts of at most `limits`, as equal as these allow; all that there is if they add up to less."""
+    parts, left = [0] * len(limits), min(total, sum(limits))
+    while left:
+        roomy = [i for i, limit in enumerate(limits) if parts[i] < limit]  # these have the same so far
+        share = max(1, left // len(roomy))
+        for i in roomy[:left]:
+            taken = min(share, limits[i] - parts[i])
+            parts[i] += taken
+            left -= taken
+    return parts
+
+
 def split_lanes(rows: list[int], parts: int, horizon: int) -> list[list[int]]:
     """Rows for each learner as `parts` such lists, in whole dreams of `horizon` steps but for each learner's last one.
 

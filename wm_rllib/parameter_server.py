@@ -81,6 +81,10 @@ class ParameterClient:
         if self._server is None:
             self._server = server
 
+    def forget(self) -> None:
+        """Others have set the weights: the next pull takes all of the newest record."""
+        self.sequence, self._refs = -1, (None, None)
+
     def pull(self) -> WeightUpdate | None:
         """Fetches what is newer than the last pull; None when nothing is, or when the server cannot be reached.
 

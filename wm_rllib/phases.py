@@ -17,7 +17,7 @@ from wm_rllib.mixing import imagined_rows
 from wm_rllib.spaces import observation_scale
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase
-from wm_rllib.transfer import CONTROLLER, WHOLE, transferred_policy, transferred_weights
+from wm_rllib.transfer import CONTROLLER, MDN_RNN, VAE, WHOLE, transferred_policy, transferred_weights
 
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
@@ -30,7 +30,8 @@ def collect_randomly(stages: Stages) -> None:
         take_over(stages)
     missing = config.random_collection_steps - state.num_env_steps
     chunk = max(RANDOM_ROUND, config.total_train_batch_size)
-    stages.collect(min(missing, chunk), random_actions=CONTROLLER not in config.transferred_parts)
+    if missing > 0:  # a resumed run may ask for fewer than there are
+        stages.collect(min(missing, chunk), random_actions=CONTROLLER not in config.transferred_parts)
     if state.num_env_steps >= config.random_collection_steps:
         state.phase = Phase.PRETRAIN
 
@@ -66,9 +67,10 @@ def pretrain(stages: Stages) -> None:
     steps = call(service, "stats")["num_timesteps"]
     sequences = -(-steps // config.sequence_length)
     updates = _updates(config.pretrain_epochs * sequences, config.sequence_batch_size * stages.num_shards)
-    frames, instalment, is_done = 0, Instalment(state.pretraining), True
+    total, instalment, is_done = updates, Instalment(state.pretraining), True
     if stages.takes_frames and config.frozen_parts != WHOLE:
         frames = _updates(config.vae_pretrain_epochs * steps, config.vae_batch_size * stages.num_shards)
+        total = (VAE not in config.frozen_parts) * frames + (MDN_RNN not in config.frozen_parts) * updates
         is_done = fit_on_frames(stages, frames, updates, 1.0, instalment)
         if is_done:
             stages.publish_world_model()
@@ -76,7 +78,8 @@ def pretrain(stages: Stages) -> None:
         is_done = stages.fit(updates, instalment)
     else:
         stages.publish(policy=False, world_model=True)  # the units
-    stages.report.pretraining = {"done": 1.0 if is_done else sum(state.pretraining.values()) / (frames + updates)}
+    done = sum(state.pretraining.values())
+    stages.report.pretraining = {"done": 1.0 if is_done else done / max(1, total)}
     if is_done:
         state.phase, state.pretraining = Phase.MIXED, {}
 

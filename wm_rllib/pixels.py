@@ -263,7 +263,8 @@ def _described(space: gym.Space[Any]) -> str:
 
 def gray(image: np.ndarray) -> np.ndarray:
     """Luma of an image [H, W, 3] uint8, rounded: [H, W, 1] uint8."""
-    thousandths = image[..., 0] * LUMA[0] + image[..., 1] * LUMA[1] + image[..., 2] * LUMA[2]
+    red, green, blue = np.moveaxis(image.astype(np.int32), -1, 0)  # NumPy 1 would multiply in 16 bits
+    thousandths = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
     return ((thousandths + 500) // 1000).astype(np.uint8)[..., None]
 
 

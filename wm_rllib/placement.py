@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -62,25 +63,27 @@ def check_cluster(request: PlacementGroupFactory, config: Any, patience_s: float
         for name, amount in bundle.items():
             needed[name] = needed.get(name, 0.0) + amount
     patience_s = config.cluster_timeout_s if patience_s is None else patience_s
-    if not patience_s or not _missing(needed):
-        wait_for_resources(needed, 0.0)
+    if not patience_s or not (_missing(needed) or _too_large(bundles)):
+        wait_for_resources(needed, 0.0, bundles)
         return
     # Nothing waits for these nodes yet that an autoscaler could see. Later the actors are what it sees.
     request_resources(bundles=bundles)
     try:
-        wait_for_resources(needed, patience_s)
+        wait_for_resources(needed, patience_s, bundles)
     finally:
         request_resources(bundles=[])
 
 
-def wait_for_resources(needed: dict[str, float], patience_s: float) -> None:
-    """Returns as soon as the cluster has `needed` in total.
+def wait_for_resources(
+    needed: dict[str, float], patience_s: float, bundles: Sequence[Mapping[str, float]] = ()
+) -> None:
+    """Returns as soon as the cluster has `needed` in total, and a node that is large enough for each of `bundles`.
 
     Raises:
         ClusterTooSmallError: It has not after `patience_s`; names what is missing.
     """
     deadline = time.monotonic() + patience_s
-    while missing := _missing(needed):
+    while missing := _missing(needed) or _too_large(bundles):
         if time.monotonic() >= deadline:
             raise ClusterTooSmallError(
                 f"the cluster cannot meet the request: {', '.join(missing)}. Use fewer env runners, dreamers or "
@@ -98,6 +101,16 @@ def _missing(needed: dict[str, float]) -> list[str]:
         for name, amount in needed.items()
         if amount > has.get(name, 0.0) + 1e-9
     ]
+
+
+def _too_large(bundles: Sequence[Mapping[str, float]]) -> list[str]:
+    """What is asked for one actor and no node has: it would wait for ever, in silence."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for bundle in bundles:
+        if not any(all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in bundle.items()) for node in nodes):
+            wanted = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+            return [f"one actor needs {wanted}, and no node has as much"]
+    return []
 
 
 def make_server(*, remote: bool) -> Any:

@@ -90,8 +90,12 @@ class ReplayService:
     def frame_batches(self, num_updates: int, batch_size: int, num_learners: int) -> list[ray.ObjectRef]:
         """For each learner a stacked batch of num_updates x batch_size frames, each with the one before it."""
         count = num_updates * batch_size
-        batches = [{Columns.OBS: self._replay.sample_frames(count)} for _ in range(num_learners)]
-        return [ray.put(MultiAgentBatch({WORLD_MODEL_MODULE_ID: SampleBatch(b)}, env_steps=count)) for b in batches]
+
+        def batch() -> MultiAgentBatch:
+            frames = SampleBatch({Columns.OBS: self._replay.sample_frames(count)})
+            return MultiAgentBatch({WORLD_MODEL_MODULE_ID: frames}, env_steps=count)
+
+        return [ray.put(batch()) for _ in range(num_learners)]  # one after the other: each may have 128 MB
 
     def frames_to_encode(self, most: int) -> tuple[np.ndarray, ray.ObjectRef] | None:
         """Numbers of up to so many frames without a latent, and a reference to them; None if there are none."""

@@ -26,7 +26,7 @@ from wm_rllib.fit_calls import FIT, FITTED_BY, Instalment, fit_in_calls
 from wm_rllib.frame_fit import encode_replay, fit_on_frames
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner_calls import update_policy
-from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, rounds_at, split_evenly, value_at
+from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, rounds_at, split_evenly, split_within, value_at
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.publishing import Publisher
 from wm_rllib.replay_client import ReplayClient
@@ -288,8 +288,7 @@ class Stages:
         keep: list[int] | None = None
         if sum(imagined) < rows:
             # Fewer dreams came than asked for: the real part shrinks with them, so that the ratio holds.
-            keep = split_evenly(real_rows_for(sum(imagined), ratio), len(real_rows))
-            real_rows = [min(limit, have) for limit, have in zip(keep, real_rows, strict=True)]
+            keep = real_rows = split_within(real_rows_for(sum(imagined), ratio), real_rows)
         if not sum(real_rows) + sum(imagined) or (rows and not sum(imagined)):
             self.report.updates_skipped += 1
             logger.warning("update skipped: %d real and %d imagined rows", sum(real_rows), sum(imagined))

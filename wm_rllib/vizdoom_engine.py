@@ -11,7 +11,30 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+
+
+class TimeUp(gym.Wrapper[Any, Any, Any, Any]):
+    """ViZDoom's environment, whose episodes that run out of time are truncated and no more.
+
+    Its own are both truncated and terminated then, and their last picture is black as after a death: M would learn that
+    time kills, and C's bootstrap value would be that of a black screen. Here the last picture is the one before it.
+    """
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        """The environment's own."""
+        self._newest, info = self.env.reset(**how)
+        return self._newest, info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """The environment's own, but for the end by time."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated and truncated:
+            return self._newest, reward, False, True, info
+        self._newest = observation
+        return observation, reward, terminated, truncated, info
 
 
 def engine_settings(env_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,12 +158,14 @@ class TrainingLoop:
             row["evaluation/confirmation_return_mean"] = confirmation
             if confirmation >= goal:
                 return End.RETURN
+        if signals.received is not None:
+            return End.SIGNAL  # of an iteration that was cut short, what it owes is still to come
         if total is not None and (_number(row, "num_env_steps_sampled_lifetime") or 0) >= total:
             return End.STEPS
         iterations = _number(row, "mixed_iterations")
         if self._rule.iterations is not None and iterations is not None and iterations >= self._rule.iterations:
             return End.ITERATIONS
-        return None if signals.received is None else End.SIGNAL
+        return None
 
     def _save(self, row: Row, end: End | None) -> None:
         """Write the checkpoints that are due."""
