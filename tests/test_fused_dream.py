@@ -101,8 +101,9 @@ def by_the_book(
         encoded = model.codec.encode(actions)
         h, c = model.mdn_rnn.step(z, encoded, (h, c))
         next_z = draw(model.mdn_rnn.predict(h, z, encoded), tau, noise.mixture.gumbel[t], noise.mixture.normal[t])
-        outcome = model.mdn_rnn.outcome(z, encoded, next_z)
-        dies = torch.sigmoid(outcome.termination_logit) > torch.sigmoid(noise.death_logit[t])
+        outcome, ends_head = model.mdn_rnn.outcome(z, encoded, next_z), model.mdn_rnn.ends_head
+        logit = outcome.termination_logit if ends_head is None else ends_head(torch.cat([h, z, encoded], -1))[:, 0]
+        dies = torch.sigmoid(logit) > torch.sigmoid(noise.death_logit[t])
         rows.append(
             (
                 features,
@@ -155,6 +156,21 @@ def test_dream_equals_the_one_by_the_book(
     assert_equal(result, expected)
 
 
+@pytest.mark.parametrize("mdn_rnn_class", [None, Overridden])
+@pytest.mark.parametrize("space", SPACES[:2], ids=str)
+def test_ends_read_from_memory_are_those_by_the_book(space: Any, mdn_rnn_class: Any):
+    model = world_model(space, mdn={"ends_from": "memory"}, mdn_rnn_class=mdn_rnn_class)
+    model.mdn_rnn.set_normalisation(*map(torch.tensor, (2.0, 3.0, 20.0, 0.3)))
+    assert can_fuse(model.mdn_rnn) is (mdn_rnn_class is None)
+    controller = controller_for(model, space)
+    start_z, state = starts(7, LATENT_DIM, HIDDEN_DIM)
+    noise = draw_dream_noise(model, controller, 6, 7)
+    result = dream(model, controller, start_z, state, 6, 1.0, noise=noise)
+    expected = by_the_book(model, controller, start_z, state, 1.0, noise, space)
+    assert 0 < expected["terminateds"].sum() < 42
+    assert_equal(result, expected)
+
+
 def test_products_large_enough_for_onednn_give_the_same():
     sizes: dict[str, Any] = {"hidden_dim": 64, "head_hidden_dims": (128,)}
     model, space = world_model(mdn=sizes), gym.spaces.Discrete(2)
@@ -191,7 +207,7 @@ def test_gradients_can_be_computed_of_what_is_made_of_a_dream():
     assert value.weight.grad is not None
 
 
-@pytest.mark.parametrize("method", ["step", "predict", "outcome", "decode_mixture", "decode_outcome"])
+@pytest.mark.parametrize("method", ["step", "predict", "outcome", "outcome_of", "decode_mixture", "decode_outcome"])
 def test_an_m_that_overrides_a_method_is_not_fused(method: str):
     changed = type("Changed", (MDNRNN,), {method: lambda self, *args: getattr(super(type(self), self), method)(*args)})
     assert can_fuse(MDNRNN(mdn_config()))

@@ -317,6 +317,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             num_mixtures=self.num_mixtures,
             mixture=self.mdn_mixture,  # type: ignore[arg-type]  # checked in settings.py
             residual=self.mdn_residual,
+            ends_from=self.ends_from,  # type: ignore[arg-type]  # checked in settings.py
             log_sigma_range=(float(self.log_sigma_range[0]), float(self.log_sigma_range[1])),
             input_noise=float(self.input_noise),
             nll_coeff=self.nll_coeff,

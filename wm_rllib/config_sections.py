@@ -37,6 +37,7 @@ class WorldModelSections:
         self.mdn_head_hidden_dims = [128]
         self.num_mixtures = 5
         self.mdn_mixture = "joint"
+        self.ends_from = "transition"
         self.mdn_residual = True
         self.mdn_lr = 2e-3
         self.mdn_frozen = False
@@ -111,6 +112,7 @@ class WorldModelSections:
         mdn_head_hidden_dims: list[int] = NotProvided,
         num_mixtures: int = NotProvided,
         mdn_mixture: str = NotProvided,
+        ends_from: str = NotProvided,
         mdn_residual: bool = NotProvided,
         mdn_lr: float = NotProvided,
         mdn_frozen: bool = NotProvided,
@@ -165,6 +167,8 @@ class WorldModelSections:
             mdn_head_hidden_dims: Hidden sizes of M's head.
             num_mixtures: K.
             mdn_mixture: "joint" or "per_dimension" (the paper's code).
+            ends_from: "transition": M reads ends off (z_t, a_t, z_{t+1}); "memory": off (h_{t+1}, z_t, a_t), as in the
+                paper, for blank last observations or dangers out of sight, where thousands of ends were seen.
             mdn_residual: Whether M predicts z_{t+1} - z_t rather than z_{t+1}.
             mdn_lr: Learning rate of M.
             mdn_frozen: Whether M keeps its initial weights while V trains as ever: the ablation that says what training

@@ -138,6 +138,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("hidden_dim", "mdn_hidden_dim", whole(1), "Size of the hidden state h."),
         ("head_hidden_dims", "mdn_head_hidden_dims", layer_sizes(), "Hidden layers between h and the heads."),
         ("num_mixtures", "num_mixtures", whole(1), "Gaussians in the mixture, K."),
+        (
+            "ends_from",
+            "ends_from",
+            one_of("transition", "memory"),
+            "What tells M that a step ends the episode: the step alone, or h too.",
+        ),
         ("mixture", "mdn_mixture", one_of("joint", "per_dimension"), "One mixture over z, or one per dimension."),
         ("residual", "mdn_residual", boolean(), "Predict the change of z instead of the next z."),
         ("temperature", "temperature", number(above=0), "Temperature of the dream."),

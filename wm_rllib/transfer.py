@@ -96,7 +96,15 @@ def _differences(
         pairs.append(("world_model.vae.channels", list(theirs.vae.channels), list(ours.vae.channels)))
     if MDN_RNN in parts:
         pairs.append(("the action space", _actions(theirs), _actions(ours)))
-        for name in ("hidden_dim", "head_hidden_dims", "num_mixtures", "mixture", "residual", "ensemble_size"):
+        for name in (
+            "hidden_dim",
+            "head_hidden_dims",
+            "num_mixtures",
+            "mixture",
+            "residual",
+            "ensemble_size",
+            "ends_from",
+        ):
             pairs.append((f"world_model.mdn_rnn.{name}", getattr(theirs.mdn_rnn, name), getattr(ours.mdn_rnn, name)))
     return ((what, there, here) for what, there, here in pairs if there != here)
 

@@ -54,6 +54,8 @@ class MDNRNNConfig:
     """What `imagine_rollout` and `DreamEnv` dream at unless they are told; checkpoints from before do not say."""
     termination_positive_weight: float = 1.0
     """How many times a termination counts in the termination loss; checkpoints from before do not say."""
+    ends_from: Literal["transition", "memory"] = "transition"
+    """What tells M that a step ends the episode: the step alone, or h too; see `MDNRNN`."""
 
 
 @dataclass(frozen=True)

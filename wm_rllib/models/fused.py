@@ -29,7 +29,7 @@ def can_fuse(mdn_rnn: MDNRNN) -> bool:
     """Whether this M does what is written here: a subclass that overrides one of these methods is left alone."""
     own = all(
         getattr(type(mdn_rnn), name) is getattr(MDNRNN, name)
-        for name in ("predict", "outcome", "decode_mixture", "decode_outcome")
+        for name in ("predict", "outcome", "outcome_of", "decode_mixture", "decode_outcome")
     )
     mixture, outcome = flat_layers(mdn_rnn.mixture_head), flat_layers(mdn_rnn.outcome_head)
     linear = all(is_plain(layer, nn.Linear) for layer in (mixture[-1], outcome[0], outcome[-1]))
@@ -172,6 +172,29 @@ def outcome_layers(mdn_rnn: MDNRNN) -> list[nn.Module]:
     return [folded, *rest]
 
 
+class EndsHead:
+    """M's head on [h', z, a] that says whether the episode ends, where there is one.
+
+    Args:
+        mdn_rnn: Its weights are copied.
+        rows: B.
+    """
+
+    def __init__(self, mdn_rnn: MDNRNN, rows: int):
+        head = mdn_rnn.ends_head
+        self._network = None if head is None else Stack(flat_layers(head), rows)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether M has one."""
+        return self._network is not None
+
+    def write(self, inputs: Tensor, out: Tensor) -> None:
+        """Writes the logits [B] of inputs [B, D + Z + A], if it is there."""
+        if self._network is not None:
+            out.copy_(self._network(inputs)[:, 0])
+
+
 class FusedTransition:
     """Steps of all lanes through M. See `wm_rllib.models.dreaming.Transition`.
 
@@ -206,6 +229,7 @@ class FusedTransition:
         self._cell = Cell(mdn_rnn.lstm, rows, dtype)
         self._head = MixtureHead(mdn_rnn, rows, dtype)
         self._outcome = Stack(outcome_layers(mdn_rnn), rows)
+        self._ends = EndsHead(mdn_rnn, rows)
         self._gumbel, self._normal = temperature * noise.gumbel, math.sqrt(temperature) * noise.normal
         self._death_logit = death_logit
         self._cutter = cutter
@@ -235,6 +259,7 @@ class FusedTransition:
         self._cell(lanes.step_input, lanes.h, lanes.c)
         self._head.sample(lanes.step_input, self._gumbel[t], self._normal[t], lanes.z, lanes.next_z)
         outcome = self._outcome(lanes.outcome_input).clone()
+        self._ends.write(lanes.step_input, outcome[:, -1])
         terminated = outcome[:, -1] > self._death_logit[t]
         self._outcomes.append(outcome)
         self._terminateds.append(terminated)

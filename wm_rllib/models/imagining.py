@@ -94,7 +94,7 @@ def imagined_step(
     """
     next_state = mdn_rnn.step(z, action, state)
     next_z = sample_mixture(mdn_rnn.predict(next_state[0], z, action), temperature, noise.mixture)
-    outcome = mdn_rnn.outcome(z, action, next_z)
+    outcome = mdn_rnn.outcome_of(next_state[0], z, action, next_z)
     terminated = outcome.termination_logit > noise.death_logit
     return ImaginedStep(
         next_z, next_state, outcome.reward_if(terminated), terminated, torch.sigmoid(outcome.termination_logit)

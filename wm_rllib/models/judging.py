@@ -100,7 +100,7 @@ def expected_path(world_model: WorldModel, windows: Windows) -> tuple[Tensor, Te
     for t in range(windows.horizon):
         state = mdn_rnn.step(z, actions[:, t], state)
         next_z = mdn_rnn.predict(state[0], z, actions[:, t]).expectation()
-        outcome = mdn_rnn.outcome(z, actions[:, t], next_z)
+        outcome = mdn_rnn.outcome_of(state[0], z, actions[:, t], next_z)
         rewards.append(outcome.expected_reward())
         path.append(next_z)
         z = next_z

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wm_rllib.models.fused import Cell, Lanes, MixtureHead, can_fuse, outcome_layers
-from wm_rllib.models.mdn_rnn import MDNRNN, State
+from wm_rllib.models.fused import Cell, EndsHead, Lanes, MixtureHead, can_fuse, outcome_layers
+from wm_rllib.models.mdn_rnn import MDNRNN, TERMINATION, State
 from wm_rllib.models.mixture import MixtureNoise, draw_noise, sample_mixture
 from wm_rllib.models.outcome import Outcome
 from wm_rllib.models.stack import Stack
@@ -86,7 +86,7 @@ class PlainSimulation:
         for action, gumbel, normal in zip(actions, noise.gumbel, noise.normal, strict=True):
             state = mdn_rnn.step(z, action, state)
             next_z = sample_mixture(mdn_rnn.predict(state[0], z, action), 1.0, MixtureNoise(gumbel, normal))
-            outcomes.append(mdn_rnn.outcome(z, action, next_z))
+            outcomes.append(mdn_rnn.outcome_of(state[0], z, action, next_z))
             z = next_z
         return _stacked(outcomes), z, state[0]
 
@@ -110,6 +110,8 @@ class FusedSimulation:
         self._head = MixtureHead(mdn_rnn, rows)
         with _untouched_generators(mdn_rnn):  # new layers draw weights, though theirs are overwritten
             self._outcome = Stack(outcome_layers(mdn_rnn), horizon * rows)
+        self._ends = EndsHead(mdn_rnn, rows)
+        self._end_logits = state[0].new_empty(horizon, rows)
 
     def __call__(self, z: Tensor, state: State, actions: Tensor, noise: MixtureNoise) -> tuple[Outcome, Tensor, Tensor]:
         """See `Simulation`."""
@@ -121,9 +123,12 @@ class FusedSimulation:
             lanes.action.copy_(actions[t])
             self._cell(lanes.step_input, lanes.h, lanes.c)
             self._head.sample(lanes.step_input, noise.gumbel[t], noise.normal[t], lanes.z, lanes.next_z)
+            self._ends.write(lanes.step_input, self._end_logits[t])
             transition.copy_(lanes.outcome_input)
             lanes.z.copy_(lanes.next_z)
         outcome = self._outcome(self._transitions.flatten(0, 1)).view(*self._transitions.shape[:2], -1)
+        if self._ends.is_there:
+            outcome[..., TERMINATION] = self._end_logits
         return self._mdn_rnn.decode_outcome(outcome), lanes.z, lanes.h
 
 

@@ -138,7 +138,7 @@ def end_probabilities(world_model: WorldModel, windows: Windows, temperature: fl
     total = torch.zeros(len(now), device=now.device)
     for _ in range(NUM_DRAWS):
         noise = draw_noise((len(now),), config.num_mixtures, config.latent_dim, mixture.joint, now.device)
-        outcome = mdn_rnn.outcome(now, action, sample_mixture(mixture, temperature, noise))
+        outcome = mdn_rnn.outcome_of(hidden[valid], now, action, sample_mixture(mixture, temperature, noise))
         total += outcome.termination_logit.sigmoid()
     return total / NUM_DRAWS, windows.terminateds[:, length:][valid]
 
