@@ -594,3 +594,13 @@ def test_schedules_go_on_where_they_were():
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(1e-4)
     coefficient = second.entropy_coeff_schedulers_per_module["default_policy"].get_current_value()
     assert float(coefficient) == pytest.approx(0.0)
+
+
+def test_real_rows_that_were_all_lost_leave_an_update_without_dreams_out():
+    learner = make_learner(config_of(imagination_ratio=0.0))
+    before = policy_state(learner)
+    timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: 1}
+    result = learner.update(episodes=[], timesteps=timesteps, minibatch_size=10, num_epochs=3)
+    after = policy_state(learner)
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    assert result[DEFAULT_MODULE_ID]["num_real_rows"].peek() == 0

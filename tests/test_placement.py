@@ -17,7 +17,7 @@ from wm_rllib import WorldModelPPO
 from wm_rllib.dream_orders import DreamOrder
 from wm_rllib.dreamer_pool import DreamerPool
 from wm_rllib.parameter_server import POLICY_REF, WORLD_MODEL_REF
-from wm_rllib.placement import ClusterTooSmallError, _near_driver, check_cluster
+from wm_rllib.placement import ClusterTooSmallError, _near_driver, check_cluster, wait_for_resources
 from wm_rllib.settings import parse_tree
 
 pytestmark = pytest.mark.integration
@@ -53,6 +53,33 @@ def test_request_has_a_bundle_for_each_dreamer_with_all_it_needs():
 def test_custom_resources_alone_are_a_bundle_too():
     request, _ = request_of(num_dreamers=3, num_cpus_per_dreamer=0.0, custom_resources_per_dreamer={"dream_node": 0.5})
     assert request.bundles[-3:] == [{"dream_node": 0.5}] * 3
+
+
+@pytest.mark.parametrize(
+    ("bundles", "missing"),
+    [
+        ([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}], None),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], "one actor needs 4 CPU, and no node has as much"),
+        ([{"CPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}], "one actor needs 1 CPU and 2 GPU, and no node has as much"),
+        ([{"CPU": 3.0}], "one actor needs 3 CPU"),
+    ],
+)
+def test_each_actor_needs_a_node_that_is_large_enough(bundles, missing, monkeypatch):
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    needed = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
+    if missing is None:
+        wait_for_resources(needed, 0.0, bundles)
+        return
+    with pytest.raises(ClusterTooSmallError, match=missing):
+        wait_for_resources(needed, 0.0, bundles)
 
 
 @pytest.mark.parametrize("resources", [{"GPU": 1.0}, {"dream_node": 0}, {"": 1.0}, ["dream_node"]])

@@ -263,6 +263,15 @@ def test_signal_writes_a_checkpoint_after_the_iteration(folder):
     assert iterations_of(folder) == [1, 2, 3]
 
 
+def test_a_signal_in_the_last_iteration_leaves_the_run_to_be_gone_on_with(folder):
+    """Cut short, that iteration owes its fit, its updates and its evaluation."""
+    algorithm = FakeAlgorithm(on_train=lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 5 else None)
+    outcome = run(folder, algorithm, total=500, frequency=100)
+    assert outcome.end is End.SIGNAL and not outcome.meta.finished
+    again = run(folder, FakeAlgorithm(), total=500, source=folder.checkpoints / "last", frequency=100)
+    assert again.end is End.STEPS and again.meta.finished and iterations_of(folder) == [1, 2, 3, 4, 5, 6]
+
+
 def test_after_a_signal_nothing_is_confirmed_before_the_checkpoint(folder):
     algorithm = FakeAlgorithm(
         returns={3: 480.0}, on_train=lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 3 else None

@@ -20,9 +20,10 @@ from wm_rllib.cli.main import main
 from wm_rllib.iteration import IterationReport
 from wm_rllib.learner import WorldModelPPOLearner
 from wm_rllib.phases import pretrain
+from wm_rllib.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.policy import load_module, load_policy
 from wm_rllib.training_state import TrainingState
-from wm_rllib.transfer import CONTROLLER, WHOLE, transferred_policy, transferred_weights
+from wm_rllib.transfer import CONTROLLER, WHOLE, transferred_policy, transferred_weights, warn_of_other_pictures
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -218,3 +219,10 @@ def test_the_command_line_refuses_before_anything_starts(
     assert main(["train", "--env", "CartPole-v1", "--set", f"world_model.transfer.from={source_of(source)}"]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_that_were_made_otherwise_are_told(source: Path, caplog: pytest.LogCaptureFixture):
+    warn_of_other_pictures(source, AS_IT_IS)
+    assert not caplog.records
+    warn_of_other_pictures(source, PixelSettings(crop=(0, 12, 0, 0)))
+    assert "saw pictures made by" in caplog.text and "(0, 12, 0, 0)" in caplog.text

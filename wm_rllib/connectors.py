@@ -18,6 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from wm_rllib.fresh import Fresh
 from wm_rllib.models.config import WorldModelConfig
+from wm_rllib.models.conv_vae import FRAMES_AT_ONCE
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 
@@ -136,8 +137,11 @@ class FeatureConnector(ConnectorV2):
         """Latents [T + 1, Z] of an episode so far."""
         if self.world_model.takes_frames and not (vae_changed or self.needs_refresh):
             return torch.stack(track.latents)
-        latents = self.world_model.vae.encode(torch.as_tensor(np.stack(track.observations)))
-        track.latents = list(latents) if self.world_model.takes_frames else []
+        vae, observations = self.world_model.vae, torch.as_tensor(np.stack(track.observations))
+        if not self.world_model.takes_frames:
+            return vae.encode(observations)
+        latents = torch.cat([vae.encode(part) for part in torch.split(observations, FRAMES_AT_ONCE)])
+        track.latents = list(latents)
         return latents
 
     def _next_state(self, tracks: list[Track], started: list[int]) -> State:

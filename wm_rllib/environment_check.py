@@ -11,6 +11,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
+from wm_rllib.models.conv_vae import is_image
 from wm_rllib.pixels import PixelError
 
 logger = logging.getLogger(__name__)
@@ -49,5 +50,11 @@ def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Non
         spaces = (config.observation_space or env.observation_space, config.action_space or env.action_space)
     finally:
         env.close()
+    if config.overlap and is_image(spaces[0].shape or ()) and config.vae_online_lr_fraction:
+        raise ValueError(
+            "overlap = True orders dreams ahead from latents of images, and vae_online_lr_fraction = "
+            f"{config.vae_online_lr_fraction} has V change them before they are dreamed from. Fix: "
+            "vae_online_lr_fraction 0, or overlap false."
+        )
     # Building the pipeline checks what its pieces make of the spaces.
     config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: spaces})

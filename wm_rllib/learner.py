@@ -27,7 +27,7 @@ from wm_rllib.judge import judge_world_model
 from wm_rllib.learning_rates import log_learning_rate
 from wm_rllib.logs import set_log_level
 from wm_rllib.merging_learner import NothingToLearnError
-from wm_rllib.models.conv_vae import is_image
+from wm_rllib.models.conv_vae import FRAMES_AT_ONCE, is_image
 from wm_rllib.precision import Precision
 from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 KL_COEFFS = "kl_coeffs"
 CONFIGURED_KL_COEFF = "configured_kl_coeff"
 TIMESTEP = "timestep"
-
-ENCODED_AT_ONCE = 512
-"""Frames in a forward pass of V."""
 
 
 class WorldModelPPOLearner(FittingLearner):
@@ -292,7 +289,7 @@ class WorldModelPPOLearner(FittingLearner):
         # In float32 whatever V is fitted in: bfloat16's rounding is as large as M's finest sigma.
         parts = [
             self.world_model.latents(torch.from_numpy(part.copy()).to(self._device)).cpu()
-            for part in np.array_split(frames, -(-len(frames) // ENCODED_AT_ONCE))
+            for part in np.array_split(frames, -(-len(frames) // FRAMES_AT_ONCE))
         ]
         return ray.put(torch.cat(parts).numpy())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import ray
@@ -17,8 +18,20 @@ from wm_rllib.mixing import imagined_rows
 from wm_rllib.spaces import observation_scale
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase
-from wm_rllib.transfer import CONTROLLER, MDN_RNN, VAE, WHOLE, transferred_policy, transferred_weights
+from wm_rllib.transfer import (
+    CONTROLLER,
+    MDN_RNN,
+    VAE,
+    WHOLE,
+    transferred_policy,
+    transferred_weights,
+    warn_of_other_pictures,
+)
 
+logger = logging.getLogger(__name__)
+
+ENOUGH_HELD = 0.9
+"""Of the random phase's steps; a few are lost with env runners that died."""
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
 
@@ -34,6 +47,14 @@ def collect_randomly(stages: Stages) -> None:
         stages.collect(min(missing, chunk), random_actions=CONTROLLER not in config.transferred_parts)
     if state.num_env_steps >= config.random_collection_steps:
         state.phase = Phase.PRETRAIN
+        held = call(stages.parts.replay.service, "stats")["num_timesteps"]
+        if held < ENOUGH_HELD * state.num_env_steps:
+            logger.warning(
+                "of %d steps of the random phase the replay holds the newest %d: raise replay_max_gigabytes or "
+                "replay_capacity, or lower random_collection_steps",
+                state.num_env_steps,
+                held,
+            )
 
 
 def take_over(stages: Stages) -> None:
@@ -45,6 +66,7 @@ def take_over(stages: Stages) -> None:
     """
     config, state = stages.config, stages.parts.state
     with_policy = CONTROLLER in config.transferred_parts
+    warn_of_other_pictures(config.transfer_from, config.pixel_settings)
     own = config.world_model_config(*stages.parts.env_runners.get_spaces()[INPUT_ENV_SINGLE_SPACES])
     weights = transferred_weights(config.transfer_from, config.transferred_parts, own)
     policy_ref = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from torch import Tensor
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.policy import load_module, load_world_model
+from wm_rllib.world_model_module import PIXEL_SETTINGS
+
+logger = logging.getLogger(__name__)
 
 VAE, MDN_RNN = "vae", "mdn_rnn"
 """The attributes of `WorldModel`, with which the names of their weights begin."""
@@ -74,6 +79,13 @@ def transferred_policy(checkpoint: str | Path, own: WorldModelConfig, hidden_dim
         if there != here:
             raise ValueError(_does_not_fit(checkpoint, what, there, here))
     return dict(module.state_dict())
+
+
+def warn_of_other_pictures(checkpoint: str | Path, own: PixelSettings) -> None:
+    """Warns where the other run's V and M saw pictures that were made otherwise: of one size, they fit all the same."""
+    theirs = load_world_model(checkpoint).model_config.get(PIXEL_SETTINGS, AS_IT_IS)
+    if theirs != own:
+        logger.warning("%s = %r saw pictures made by %s, this run's are made by %s", FROM, str(checkpoint), theirs, own)
 
 
 def _does_not_fit(checkpoint: str | Path, what: str, theirs: Any, ours: Any) -> str:

@@ -15,6 +15,9 @@ from wm_rllib.models.vae import VAELosses, VariationalAutoencoder
 KERNEL, STRIDE, PADDING = 4, 2, 1
 """Of every layer: each halves the frame, rounded down, so that any size fits that is not used up."""
 
+FRAMES_AT_ONCE = 512
+"""In a forward pass without gradients: more take gigabytes for the first layer's channels."""
+
 FULL_CHANGE = 0.1
 """Change of a pixel from one frame to the next, of the range of its values, from which it counts in full as moving."""
 
