@@ -34,6 +34,8 @@ ENOUGH_HELD = 0.9
 """Of the random phase's steps; a few are lost with env runners that died."""
 RANDOM_ROUND = 1000
 """Real steps of one iteration of the random phase, at least: they are cheap, and a line each would be noise."""
+HOLDS_IN_A_ROUND = 4
+"""In each environment, at least, of the longest that a random action is held."""
 
 
 def collect_randomly(stages: Stages) -> None:
@@ -43,6 +45,9 @@ def collect_randomly(stages: Stages) -> None:
         take_over(stages)
     missing = config.random_collection_steps - state.num_env_steps
     chunk = max(RANDOM_ROUND, config.total_train_batch_size)
+    if config.random_hold > 1:  # each round draws anew what is held
+        num_envs = config.num_envs_per_env_runner * max(1, config.num_env_runners)
+        chunk = max(chunk, HOLDS_IN_A_ROUND * config.random_hold * num_envs)
     if missing > 0:  # a resumed run may ask for fewer than there are
         stages.collect(min(missing, chunk), random_actions=CONTROLLER not in config.transferred_parts)
     if state.num_env_steps >= config.random_collection_steps:
