@@ -73,6 +73,8 @@ def reduced_tasks(folder: Path) -> dict[str, Task]:
             {
                 f"{collection}random_collection_steps": 6000,
                 MAX_GIGABYTES: 0.03,
+                "world_model.vae.pretrain_epochs": 9,  # of a fiftieth of the frames
+                "world_model.training.pretrain_epochs": 50,
                 "world_model.training.dream_batch_size": 3840,
                 "evaluation.interval_iterations": 2,
                 **evaluation,
