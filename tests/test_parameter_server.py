@@ -104,15 +104,15 @@ def test_one_record_holds_one_pair_of_versions():
     }
 
 
-def test_a_client_whose_weights_others_have_set_takes_all_of_the_newest_record(object_store: list[Any]):
+def test_a_client_whose_policy_others_have_set_takes_that_of_the_newest_record(object_store: list[Any]):
     server = ParameterServer()
     client = ParameterClient(server)
     server.push(record(1, 0, 0))
     client.pull()
     assert client.pull() is None
-    client.forget()
+    client.forget_policy()
     update = client.pull()
-    assert update is not None and update.policy == {"from": "policy 0"} and update.world_model is not None
+    assert update is not None and update.policy == {"from": "policy 0"} and update.world_model is None
     assert client.pull() is None
 
 

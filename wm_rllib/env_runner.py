@@ -156,7 +156,7 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         """
         super().set_state(state)
         if COMPONENT_RL_MODULE in state:
-            self._client.forget()
+            self._client.forget_policy()
 
     def collect(self, request: CollectRequest) -> Collected:
         """Pulls weights, steps the envs, and puts the experience into the object store."""

@@ -81,9 +81,9 @@ class ParameterClient:
         if self._server is None:
             self._server = server
 
-    def forget(self) -> None:
-        """Others have set the weights: the next pull takes all of the newest record."""
-        self.sequence, self._refs = -1, (None, None)
+    def forget_policy(self) -> None:
+        """Others have set C's weights: the next pull takes those of the newest record, whether or not it is new."""
+        self.sequence, self._refs = -1, (self._refs[0], None)
 
     def pull(self) -> WeightUpdate | None:
         """Fetches what is newer than the last pull; None when nothing is, or when the server cannot be reached.
