@@ -581,6 +581,20 @@ def test_what_is_left_of_lost_rows_keeps_the_ratio(
     assert len(of_source(rows, IMAGINED)[Columns.OBS]) == left
 
 
+def test_lost_dreams_leave_an_exact_ratio_in_each_learner(monkeypatch: pytest.MonkeyPatch):
+    """Rounded by up to half a real row each, two learners would be nine dreams off."""
+    rows = merged_batch(
+        make_learner(config_of()),
+        monkeypatch,
+        episodes=real_episodes(SPACES["discrete"]),
+        imagined=[[[imagined_block(SPACES["discrete"], 8, 5)]]],
+        ratio=0.9,
+        expected_rows=[(NUM_REAL, 9 * NUM_REAL)],
+    )
+    assert len(of_source(rows, REAL)[Columns.OBS]) == 4
+    assert len(of_source(rows, IMAGINED)[Columns.OBS]) == 36
+
+
 def test_schedules_go_on_where_they_were():
     """RLlib's schedulers keep no state: a restored learner must not start its schedules again."""
     config = config_of()

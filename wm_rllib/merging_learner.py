@@ -92,7 +92,13 @@ class MergingLearner(PPOTorchLearner):
         wanted = imagined_rows(num_real, self._ratio)
         if wanted <= num_imagined:
             return real, self._choose(imagined, wanted)
-        return self._choose(real, real_rows_for(num_imagined, self._ratio)), imagined
+        kept = real_rows_for(num_imagined, self._ratio)
+        if not kept:
+            return self._choose(real, 0), imagined
+        # What real rows are rounded by in each learner would add up over them, in dreams: these are cut to fit.
+        kept -= imagined_rows(kept, self._ratio) > num_imagined and kept > 1
+        fitting = min(num_imagined, imagined_rows(kept, self._ratio))
+        return self._choose(real, kept), self._choose(imagined, fitting)
 
     def _standardise(self, real: RowColumns | None, imagined: RowColumns | None) -> None:
         """Advantages to zero mean and unit deviation, each source by itself, over the rows of all learners."""
