@@ -15,7 +15,8 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from test_merge import SPACES, config_of, imagined_block, make_learner, make_stock, policy_state, real_episodes
 from torch import Tensor, nn
 
-from wm_rllib.gradient_steps import Minibatches, Silent, clip_and_step
+from wm_rllib.gradient_steps import LENGTHS, Minibatches, Silent, clip_and_step
+from wm_rllib.models.masks import places
 
 
 def batches(num_rows: int, **settings: Any) -> list[Tensor]:
@@ -62,6 +63,23 @@ def test_a_count_of_minibatches_is_kept(count: int):
     assert [len(batch) for batch in rows] == [4] * count
     seen = torch.bincount(torch.cat(rows), minlength=10)
     assert seen.max() - seen.min() <= 1
+
+
+@pytest.mark.parametrize(("num_rows", "size", "num_epochs"), [(12, 4, 3), (10, 4, 2), (7, 7, 1)])
+def test_lengths_are_those_of_the_rows(num_rows: int, size: int, num_epochs: int):
+    lengths = torch.randint(6, (num_rows,))
+    made = Minibatches(
+        "module", {"of": lengths}, size=size, num_epochs=num_epochs, shuffle=False, lengths=lengths.tolist()
+    )
+    batches_made = [minibatch.policy_batches["module"] for minibatch in made]
+    assert len(batches_made) == len(made)
+    assert all(batch[LENGTHS] == batch["of"].tolist() for batch in batches_made)
+
+
+@pytest.mark.parametrize("shape", [(1,), (40,), (5, 7)])
+def test_places_are_the_same_if_the_host_knows_how_many(shape: tuple[int, ...]):
+    for mask in (torch.rand(shape) < 0.4, torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)):
+        assert torch.equal(places(mask, int(mask.sum())), places(mask))
 
 
 def with_gradients(scale: float = 1.0) -> list[Tensor]:

@@ -6,7 +6,7 @@ networks of 64 units that is a third of the time (docs/performance.md). The loss
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,15 @@ from torch import Tensor
 
 Columns = dict[str, Tensor]
 
+LENGTHS = "lengths"
+"""Beside a minibatch's columns: how many steps of each row are real, a list that needs no read of the device."""
+
 
 @dataclass(frozen=True)
 class Minibatch:
     """What RLlib's update loop reads of a minibatch: columns by module."""
 
-    policy_batches: dict[str, Columns]
+    policy_batches: dict[str, dict[str, Any]]
 
 
 class Minibatches:
@@ -35,11 +38,23 @@ class Minibatches:
         num_epochs: Passes over the rows, the last one rounded up to whole minibatches.
         count: Minibatches instead, if not 0.
         shuffle: Whether the order is random; otherwise that of the columns.
+        lengths: [N], of rows that are padded sequences how many of their steps are real; not with `shuffle`. None: rows
+            are no such sequences.
     """
 
     def __init__(
-        self, module_id: str, columns: Columns, *, size: int, num_epochs: int = 1, count: int = 0, shuffle: bool
+        self,
+        module_id: str,
+        columns: Columns,
+        *,
+        size: int,
+        num_epochs: int = 1,
+        count: int = 0,
+        shuffle: bool,
+        lengths: Sequence[int] | None = None,
     ):
+        assert lengths is None or not shuffle
+        self._lengths = lengths
         self._module_id, self._columns, self._size, self._shuffle = module_id, columns, size, shuffle
         self._num_rows = len(next(iter(columns.values())))
         self._count = count or -(-num_epochs * self._num_rows // size)
@@ -52,8 +67,11 @@ class Minibatches:
         """One minibatch after the other."""
         order = self._order()
         for index in range(self._count):
-            rows = order[index * self._size : (index + 1) * self._size]
-            columns = {name: column[rows] for name, column in self._columns.items()}
+            first = index * self._size
+            rows = order[first : first + self._size]
+            columns: dict[str, Any] = {name: column[rows] for name, column in self._columns.items()}
+            if self._lengths is not None:
+                columns[LENGTHS] = [self._lengths[(first + k) % self._num_rows] for k in range(self._size)]
             yield Minibatch({self._module_id: columns})
 
     def _order(self) -> Tensor:

@@ -144,6 +144,8 @@ class WorldModelPPOLearner(FittingLearner):
             num_epochs=num_epochs,
             count=num_total_minibatches,
             shuffle=shuffle_batch_per_epoch and not self._fitting,
+            # Read once a fit: reading in each step of M's would have it wait for all that was launched before.
+            lengths=columns[MASK].sum(-1).tolist() if MASK in columns else None,
         )
         if minibatch_size:
             self._share = 1.0  # all learners' minibatches are of one size

@@ -11,6 +11,7 @@ from ray.rllib.core.rl_module.apis import SelfSupervisedLossAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
+from wm_rllib.gradient_steps import LENGTHS
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.mdn_rnn import MDNRNNLosses
 from wm_rllib.models.vae import VAELosses
@@ -39,8 +40,14 @@ class WorldModelRLModule(TorchRLModule, SelfSupervisedLossAPI):
         if MASK not in batch:
             vae = self._losses_on_frames(batch[Columns.OBS])
             return {LOSS: vae.total, **_of_vae(vae)}
-        columns = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, MASK)
-        sequences = SequenceBatch(batch.get(Columns.OBS), *(batch[name] for name in columns))
+        sequences = SequenceBatch(
+            batch.get(Columns.OBS),
+            batch[Columns.ACTIONS],
+            batch[Columns.REWARDS],
+            batch[Columns.TERMINATEDS],
+            batch[MASK],
+            batch.get(LENGTHS),
+        )
         if LATENTS in batch:
             mdn = self.world_model.latent_losses(batch[LATENTS], sequences)
             return {LOSS: mdn.total, **_of_mdn(mdn)}

@@ -229,8 +229,10 @@ class MdnRnnTraining:
             torch.ones(pool, SEQUENCE, dtype=torch.bool, device=device),
         )
 
-        def loss(z: Tensor, *columns: Tensor) -> Tensor:
-            return model.latent_losses(z, SequenceBatch(None, *columns)).total
+        lengths = [SEQUENCE] * setup.batch
+
+        def loss(z: Tensor, actions: Tensor, rewards: Tensor, ends: Tensor, mask: Tensor) -> Tensor:
+            return model.latent_losses(z, SequenceBatch(None, actions, rewards, ends, mask, lengths)).total
 
         # Inductor (torch 2.13) takes M's rows in random order for a pattern of its own, and fails.
         self._loss = setup.compiled(loss, pattern_matcher=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wm_rllib.models.config import MDNRNNConfig
 from wm_rllib.models.ensemble import Ensemble
 from wm_rllib.models.layers import mlp
+from wm_rllib.models.masks import places
 from wm_rllib.models.mixture import MixtureParams, mixture_nll
 from wm_rllib.models.outcome import Outcome, OutcomeEnsemble, Truth
 
@@ -273,7 +274,15 @@ class MDNRNN(nn.Module):
         members = self.decode_outcome(self.outcome_ensemble.predict(torch.cat([z, action], -1)))
         return (members.reward_spread() - self.outcome_ensemble.usual).clamp(min=0.0)
 
-    def losses(self, z: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, mask: Tensor) -> MDNRNNLosses:
+    def losses(
+        self,
+        z: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        mask: Tensor,
+        num_real: int | None = None,
+    ) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.
 
         Args:
@@ -282,6 +291,7 @@ class MDNRNN(nn.Module):
             reward: [B, T] in the environment's units.
             terminated: [B, T] bool; truncation is not termination.
             mask: [B, T] bool; False on padding, which comes last in a row.
+            num_real: How many in `mask` are True, if the host knows.
 
         Returns:
             Means over the unmasked transitions: `nll` in nats, `reward` half squared error in normalised units,
@@ -292,7 +302,7 @@ class MDNRNN(nn.Module):
         noisy, shift = self._disturbed(z[:, :-1])
         hidden, _ = self.unroll(noisy, action)
         # Heads see the transitions that happened and no others: with short episodes, half of a batch is padding.
-        rows = mask.flatten().nonzero().squeeze(-1)
+        rows = places(mask, num_real)
         ends = terminated
         hidden, noisy, shift, now, after, action, reward, terminated = (
             x.flatten(0, 1)[rows] for x in (hidden, noisy, shift, z[:, :-1], z[:, 1:], action, reward, terminated)

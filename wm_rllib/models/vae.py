@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wm_rllib.models.config import VAEConfig
 from wm_rllib.models.layers import SkipMLP
+from wm_rllib.models.masks import places
 
 LOG_VARIANCE_RANGE = (-10.0, 4.0)
 """Keeps exp(log_variance) finite in float32 whatever the encoder puts out."""
@@ -125,13 +126,13 @@ class VariationalAutoencoder(nn.Module):
         latents = posterior.sample() if self.training else posterior.mean
         return self.decode(latents), posterior
 
-    def losses(self, observations: Tensor, mask: Tensor) -> VAELosses:
-        """beta-VAE loss over the observations [B, T, *O] where mask [B, T] is True.
+    def losses(self, observations: Tensor, mask: Tensor, num_real: int | None = None) -> VAELosses:
+        """beta-VAE loss over the observations [B, T, *O] where mask [B, T] is True: `num_real`, if the host knows.
 
         Reconstruction is the negative log-likelihood, up to a constant, of a Gaussian decoder with unit variance in
         normalised units: half the squared error, summed over the observation.
         """
-        observations = observations[mask]
+        observations = observations.flatten(0, 1)[places(mask, num_real)]
         posterior = self.posterior(observations)
         error = self.decoder(posterior.sample()).float() - self.normalise(observations)
         reconstruction = 0.5 * error.flatten(1).square().sum(-1).mean()
@@ -144,7 +145,8 @@ class VariationalAutoencoder(nn.Module):
         Args:
             frames: [N, 2, *O], each with the one before it, which may be itself.
         """
-        return self.losses(frames[:, 1:], torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device))
+        mask = torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device)
+        return self.losses(frames[:, 1:], mask, len(frames))
 
     def normalise(self, observations: Tensor) -> Tensor:
         """Observations as the encoder takes them: float32, (o - mean) / scale."""

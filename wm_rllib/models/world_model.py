@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ class SequenceBatch:
 
     observations [B, T + 1, *O], actions [B, T, ...] in policy space, rewards [B, T], terminateds [B, T] bool,
     mask [B, T] bool (True on transitions that happened). observations are None where latents are given beside.
+    lengths: how many happened in each row, B, if the host knows.
     """
 
     observations: Tensor | None
@@ -28,6 +30,17 @@ class SequenceBatch:
     rewards: Tensor
     terminateds: Tensor
     mask: Tensor
+    lengths: Sequence[int] | None = None
+
+    @property
+    def num_transitions(self) -> int | None:
+        """That happened, if the host knows."""
+        return None if self.lengths is None else sum(self.lengths)
+
+    @property
+    def num_observations(self) -> int | None:
+        """That a transition leaves or enters, if the host knows."""
+        return None if self.lengths is None else sum(length + 1 for length in self.lengths if length)
 
 
 class WorldModel(nn.Module):
@@ -119,7 +132,7 @@ class WorldModel(nn.Module):
         # An observation counts for V when a transition leaves or enters it.
         leaves = torch.nn.functional.pad(batch.mask, (0, 1))
         enters = torch.nn.functional.pad(batch.mask, (1, 0))
-        vae_losses = self.vae.losses(batch.observations, leaves | enters)
+        vae_losses = self.vae.losses(batch.observations, leaves | enters, batch.num_observations)
         # bfloat16's rounding is as large as the finest sigma: M is fitted to latents in float32, as dreams have them.
         with torch.autocast(batch.mask.device.type, enabled=False):
             z = self.latents(batch.observations)
@@ -128,7 +141,7 @@ class WorldModel(nn.Module):
     def latent_losses(self, z: Tensor, batch: SequenceBatch) -> MDNRNNLosses:
         """M's losses on latents [B, T + 1, Z]; of the batch everything but the observations is read."""
         encoded = self.codec.encode(batch.actions)
-        return self.mdn_rnn.losses(z, encoded, batch.rewards, batch.terminateds, batch.mask)
+        return self.mdn_rnn.losses(z, encoded, batch.rewards, batch.terminateds, batch.mask, batch.num_transitions)
 
 
 def latent_changes(z: Tensor, mask: Tensor) -> Tensor:
