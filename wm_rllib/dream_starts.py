@@ -79,7 +79,7 @@ def burned_in(world_model: WorldModel, arrays: Arrays, dtype: torch.dtype = torc
 
 
 def read_replay(checkpoint: str | Path) -> SequenceReplay:
-    """The real experience that a checkpoint holds.
+    """The real experience that a checkpoint holds, to look at: its frames are read as they are asked for.
 
     Raises:
         FileNotFoundError: It holds none, or is no checkpoint.
@@ -91,5 +91,5 @@ def read_replay(checkpoint: str | Path) -> SequenceReplay:
             "start from. Fix: a whole checkpoint, as `train`, Tune or save_to_path write it."
         )
     replay = SequenceReplay(capacity=1, seed=None)
-    read_into(replay, str(path.parent.resolve()), pyarrow.fs.LocalFileSystem(), FrameStore())
+    read_into(replay, str(path.parent.resolve()), pyarrow.fs.LocalFileSystem(), FrameStore(), mapped=True)
     return replay

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import os
 import tempfile
-from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol, get_args
 
 import lz4.block
 import numpy as np
+
+from wm_rllib.frame_files import FrameFiles
 
 Storage = Literal["memory", "compressed", "disk"]
 
@@ -20,8 +20,6 @@ SLAB_BYTES = 16 * 2**20
 
 LEAST_SLABS = 32
 """That frames are spread over when their bytes are bounded, for how much of them stays empty."""
-
-SHARD_NAME = "frames-{:05d}.npy"
 
 
 class Slabs(Protocol):
@@ -71,6 +69,10 @@ class MemorySlabs:
         """See `Slabs`."""
         index, at = divmod(first, self._size)
         self._slabs[index][at : at + len(frames)] = frames
+
+    def take(self, frames: np.ndarray) -> None:
+        """Has an array of a slab's frames, which may be mapped and read-only, as one more slab."""
+        self._slabs.append(frames)
 
     def grow(self) -> None:
         """See `Slabs`."""
@@ -157,6 +159,7 @@ class FrameStore:
         self._latents: np.ndarray | None = None
         self._is_encoded = np.zeros(0, bool)
         self._is_held = np.zeros(0, bool)
+        self._files = FrameFiles()
 
     def __len__(self) -> int:
         """Frames held."""
@@ -211,6 +214,7 @@ class FrameStore:
         assert self._slabs is not None
         for start, stop in _runs(taken, self._slab_size):
             self._slabs.write(int(taken[start]), frames[start:stop])
+            self._files.changed(int(taken[start]) // self._slab_size)
         self._held_bytes += self.size_of(taken)
         self._is_held[taken], self._is_encoded[taken] = True, False
         return taken
@@ -250,6 +254,9 @@ class FrameStore:
     def _grow(self) -> None:
         assert self._slabs is not None
         self._slabs.grow()
+        self._add_numbers()
+
+    def _add_numbers(self) -> None:
         new = range(self._capacity, self._capacity + self._slab_size)
         self._free = [*reversed(new), *self._free]  # given out from the end, lowest number first
         self._capacity += self._slab_size
@@ -303,6 +310,9 @@ class FrameStore:
         self._free = list(state["free"])
         self._latents = None if state["latents"] is None else np.array(state["latents"])
         self._is_encoded, self._is_held = np.array(state["is_encoded"]), np.array(state["is_held"])
+        assert self._slabs is not None
+        for number in np.flatnonzero(~self._is_held).tolist():
+            self._slabs.clear(number)
         self._held_bytes = self.size_of(np.flatnonzero(self._is_held))
 
     def num_shards(self) -> int:
@@ -330,23 +340,40 @@ class FrameStore:
         assert self._slabs is not None
         self._slabs.write(first, frames)
 
+    def _take_shard(self, frames: np.ndarray) -> None:
+        if self._slabs is None:
+            self._open(frames.shape[1:], frames.dtype, len(frames))
+        assert isinstance(self._slabs, MemorySlabs)
+        self._slabs.take(frames)
+        self._add_numbers()
+
     def save(self, directory: str, filesystem: Any) -> None:
-        """Writes the frames into `directory` of a pyarrow filesystem, a file for each slab."""
+        """Puts the frames into `directory` of a pyarrow filesystem, a file for each slab.
+
+        A slab to which nothing was added since it was last saved or loaded is linked, where files have links. Frames
+        that are no longer held may then be in its file.
+        """
         for index in range(self.num_shards()):
-            buffer = io.BytesIO()
-            np.save(buffer, self.shard(index))
-            with filesystem.open_output_stream(_shard_path(directory, index)) as stream:
-                stream.write(buffer.getbuffer())
+            if not self._files.link(index, directory, filesystem):
+                self._files.write(index, self.shard(index), directory, filesystem)
+        self._files.moved_to(directory)
 
-    def load(self, directory: str, filesystem: Any, num_shards: int) -> None:
-        """Reads what `save` wrote into an empty store."""
+    def load(self, directory: str, filesystem: Any, num_shards: int, *, mapped: bool = False) -> None:
+        """Reads what `save` wrote into an empty store.
+
+        Args:
+            directory: Where it is.
+            filesystem: A pyarrow filesystem.
+            num_shards: Slabs that were saved.
+            mapped: Frames stay in the files until they are asked for, and none can be added; for "memory".
+        """
         for index in range(num_shards):
-            with filesystem.open_input_stream(_shard_path(directory, index)) as stream:
-                self.add_shard(np.load(io.BytesIO(stream.read())))
-
-
-def _shard_path(directory: str, index: int) -> str:
-    return str(PurePosixPath(directory) / SHARD_NAME.format(index))
+            frames = self._files.read(index, directory, filesystem, mapped=mapped)
+            if mapped:
+                self._take_shard(frames)
+            else:
+                self.add_shard(frames)
+        self._files.moved_to(directory)
 
 
 def _runs(numbers: np.ndarray, slab_size: int) -> list[tuple[int, int]]:

@@ -158,11 +158,21 @@ class ReplayService:
         read_into(self._replay, directory, filesystem, FrameStore(*self._storage))
 
 
-def read_into(replay: SequenceReplay, directory: str, filesystem: Any, frames: FrameStore) -> None:
-    """Fills a replay, and an empty store that becomes its own, with what `ReplayService.save` wrote."""
+def read_into(
+    replay: SequenceReplay, directory: str, filesystem: Any, frames: FrameStore, *, mapped: bool = False
+) -> None:
+    """Fills a replay, and an empty store that becomes its own, with what `ReplayService.save` wrote.
+
+    Args:
+        replay: To be filled.
+        directory: What was written.
+        filesystem: A pyarrow filesystem.
+        frames: An empty store.
+        mapped: See `FrameStore.load`.
+    """
     with filesystem.open_input_stream(str(PurePosixPath(directory) / REPLAY_FILE)) as stream:
         state = pickle.loads(stream.read())
-    frames.load(directory, filesystem, state.get(NUM_SHARDS, 0))
+    frames.load(directory, filesystem, state.get(NUM_SHARDS, 0), mapped=mapped)
     replay.frames = frames
     replay.set_state(state)
 

@@ -18,6 +18,7 @@ from typing import Any
 from wm_rllib.atomic_files import write_atomically
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import fetch_checkpoint, is_uri
+from wm_rllib.frame_files import link_or_copy
 from wm_rllib.settings import parse_tree
 from wm_rllib.yaml_files import read_yaml, write_yaml
 
@@ -141,12 +142,13 @@ def write(
 
 
 def copy(source: Path, folder: Path, name: str) -> Path:
-    """Write a copy of a checkpoint under another name, as safely as `write` does."""
+    """Write a copy of a checkpoint under another name, as safely as `write` does; frames are linked, not copied."""
     meta = read_meta(source)
     assert meta is not None, source
 
     def save_to(target: Path) -> None:
-        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(META_FILE))
+        ignored = shutil.ignore_patterns(META_FILE)
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored, copy_function=link_or_copy)
 
     return write(folder, name, meta, read_yaml(source / SETTINGS_FILE), save_to)
 
