@@ -18,6 +18,8 @@ DRIFT = 3.0
 """How many standard deviations the mean of a change is beyond which it is the change's size."""
 LAST_WORDS_S = 1.0
 """How long a learner that failed lives on, to answer."""
+FAILURE = "wm_rllib/failure"
+"""Where a group's first failure is told, in the store that torch.distributed met at."""
 
 
 def num_learners() -> int:
@@ -60,15 +62,41 @@ def change_over_learners(rows: Tensor) -> Tensor:
     return torch.where(mean.abs() > DRIFT * std, mean.abs(), std).to(rows.dtype)
 
 
-def leave_group() -> None:
+class OtherLearnerError(RuntimeError):
+    """This learner failed because another one had: its message is that one's."""
+
+
+def leave_group(error: Exception, index: int) -> None:
     """Ends this learner's process shortly, so that the others get an error where they would wait for it for ever.
 
     They may be in the middle of an all-reduce that this one, having failed, will never join; gloo tells them only when
     the process is gone (not when its group is destroyed or aborted), and waits half an hour otherwise. What it raises
-    now still reaches the driver.
+    now still reaches the driver. RLlib has the driver raise what the first learner in line raised, which gloo may have
+    told no more than that a connection was closed: so the one that failed first leaves word for the others.
+
+    Args:
+        error: What was raised.
+        index: This learner's.
+
+    Raises:
+        OtherLearnerError: Another one failed first.
     """
-    if num_learners() > 1:
-        logger.exception("a learner failed and leaves its group; the others will fail too")
-        leave = threading.Timer(LAST_WORDS_S, os._exit, [1])
-        leave.daemon = True
-        leave.start()
+    if num_learners() == 1:
+        return
+    logger.exception("a learner failed and leaves its group; the others will fail too")
+    leave = threading.Timer(LAST_WORDS_S, os._exit, [1])
+    leave.daemon = True
+    leave.start()
+    first = _first_failure(f"learner {index} failed: {type(error).__name__}: {error}")
+    if first is not None:
+        raise OtherLearnerError(first) from error
+
+
+def _first_failure(mine: str) -> str | None:
+    """What another learner said when it failed; None, and this is said to those to come, if none has."""
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        first = bytes(store.compare_set(FAILURE, "", mine)).decode()
+    except Exception:  # the learner that keeps the store is gone, and its own error is the driver's
+        return None
+    return None if first == mine else first

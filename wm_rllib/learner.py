@@ -104,8 +104,8 @@ class WorldModelPPOLearner(FittingLearner):
         except NothingToLearnError:
             self._log_rows(0, 0)
             return self.metrics.reduce()
-        except Exception:
-            leave_group()
+        except Exception as error:
+            leave_group(error, self._learner_index)
             raise
         finally:
             self._imagined = None
