@@ -12,7 +12,7 @@ from importlib.util import find_spec
 # oneDNN keeps the code that it generates for each shape of an LSTM's input, 1,024 of them. An env runner whose weights
 # change recomputes h over histories of every length, and grew by 25 to 60 MB a minute (docs/performance.md).
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-# OpenMP's threads spin while they wait for each other: beside other busy processes fits were 6 to 30 times slower for it.
+# OpenMP's threads spin while they wait for each other: beside other busy processes fits were many times slower for it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if find_spec("ray") is not None:
