@@ -9,7 +9,7 @@ import torch
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from torch import Tensor, nn
 
-from wm_rllib.clipped_gaussian import BoundedEntropy, greedy_distribution, is_clipped
+from wm_rllib.clipped_gaussian import as_clipped
 
 NORMALIZE_ACTIONS = "normalize_actions"
 """RLlib's setting, in the module's model config."""
@@ -90,21 +90,11 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
         self.register_buffer("value_scale", torch.ones(()))
 
     def get_inference_action_dist_cls(self) -> Any:
-        """RLlib's, but for actions that are clipped on their way to the environment."""
+        """RLlib's, but for actions that are clipped on their way to the environment; explores and trains, too."""
         distribution = super().get_inference_action_dist_cls()
         # RLlib's default, for checkpoints from before it was written into them.
         normalized = self.model_config.get(NORMALIZE_ACTIONS, True)
-        return greedy_distribution(distribution, self.action_space, normalized=normalized)
-
-    def get_exploration_action_dist_cls(self) -> Any:
-        """RLlib's, which by itself would be that of inference."""
-        return super().get_inference_action_dist_cls()
-
-    def get_train_action_dist_cls(self) -> Any:
-        """RLlib's, which by itself would be that of inference; with an entropy that has a bound where actions have."""
-        distribution = super().get_inference_action_dist_cls()
-        normalized = self.model_config.get(NORMALIZE_ACTIONS, True)
-        return BoundedEntropy if is_clipped(distribution, self.action_space, normalized=normalized) else distribution
+        return as_clipped(distribution, self.action_space, normalized=normalized)
 
     def train(self, mode: bool = True) -> WorldModelPPOModule:
         """RLlib asks for eval mode at every env step; all layers are in it already."""

@@ -17,6 +17,7 @@ from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder, TorchML
 from ray.rllib.core.models.torch.heads import TorchMLPHead
 from torch import Tensor, nn
 
+from wm_rllib.clipped_gaussian import ClippedGaussian
 from wm_rllib.models.controller import ActionSampler, CategoricalSampler, Controller, GaussianSampler
 from wm_rllib.models.dreaming import Policy
 from wm_rllib.policy_module import WorldModelPPOModule
@@ -57,8 +58,8 @@ def make_sampler(distribution: Any, space: gym.Space[Any]) -> ActionSampler | No
         return CategoricalSampler([int(space.n)], scalar=True)
     if isinstance(space, gym.spaces.MultiDiscrete) and _stands_for(distribution, TorchMultiCategorical):
         return CategoricalSampler([int(size) for size in space.nvec], scalar=False)
-    if isinstance(space, gym.spaces.Box) and distribution is TorchDiagGaussian:
-        return GaussianSampler(int(space.shape[0]))
+    if isinstance(space, gym.spaces.Box) and distribution in (TorchDiagGaussian, ClippedGaussian):
+        return GaussianSampler(int(space.shape[0]), clipped=distribution is ClippedGaussian)
     return None
 
 

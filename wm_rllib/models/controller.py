@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from wm_rllib.models.clipped import HALF_LOG_TWO_PI, clipped_log_likelihood
 
 Network = Callable[[Tensor], Tensor]
 """Features [B, F] to distribution inputs [B, L]."""
@@ -65,10 +66,11 @@ class GaussianSampler:
 
     Args:
         action_dim: A.
+        clipped: Whether likelihoods are those of actions that are clipped to [-1, 1].
     """
 
-    def __init__(self, action_dim: int):
-        self.input_dim = 2 * action_dim
+    def __init__(self, action_dim: int, *, clipped: bool = False):
+        self.input_dim, self._clipped = 2 * action_dim, clipped
 
     def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Standard normal noise [*shape, A]."""
@@ -82,8 +84,10 @@ class GaussianSampler:
     def logp(self, inputs: Tensor, actions: Tensor) -> Tensor:
         """See `ActionSampler`."""
         mean, log_std = inputs.chunk(2, -1)
+        if self._clipped:
+            return clipped_log_likelihood(actions, mean, log_std).sum(-1)
         normalised = (actions - mean) * torch.exp(-log_std)
-        return (-0.5 * normalised.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return (-0.5 * normalised.square() - log_std - HALF_LOG_TWO_PI).sum(-1)
 
 
 @dataclass(frozen=True)
