@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow.fs
 import pytest
 
-from wm_rllib import frame_store
+from wm_rllib import frame_files, frame_store
 from wm_rllib.cli import checkpoints
 from wm_rllib.frame_store import FrameStore
 
@@ -146,6 +147,38 @@ def test_files_without_links_are_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert not set(inodes(last)) & set(inodes(best))
     for folder in (last, best):
         assert (loaded(store, folder).get(numbers) == frames).all()
+
+
+def test_a_file_that_another_run_swaps_in_between_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = FrameStore()
+    frames = some(7, 0)
+    numbers = store.add(frames)
+    save(store, tmp_path / "first")
+    link = os.link
+
+    def swap_and_link(source: Path, target: Path) -> None:
+        source.unlink()
+        np.save(source, some(7, 1))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", swap_and_link)
+    save(store, tmp_path / "second")
+    assert (loaded(store, tmp_path / "second").get(numbers) == frames).all()
+
+
+def test_more_files_than_the_soft_limit_allows(monkeypatch: pytest.MonkeyPatch):
+    limits, opened = [(1024, 4096)], []
+
+    def map_a_file() -> np.ndarray:
+        opened.append(limits[-1])
+        if limits[-1][0] == 1024:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return np.zeros(1)
+
+    monkeypatch.setattr(frame_files.resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(frame_files.resource, "setrlimit", lambda _, limit: limits.append(limit))
+    assert frame_files.with_more_files(map_a_file).tolist() == [0.0]
+    assert opened == [(1024, 4096), (4096, 4096)]
 
 
 def test_mapped_frames_are_read_when_they_are_asked_for(tmp_path: Path):

@@ -220,7 +220,7 @@ def test_check_env_sees_what_v_will_see():
         check_env({"env.id": "CartPole-v1", "env.pixels.grayscale": True})
 
 
-@pytest.mark.parametrize("path", ["env.frame_skip", "env.pixels.size"])
+@pytest.mark.parametrize("path", ["env.frame_skip", "env.pixels.size", "world_model.mdn_rnn.ends_from"])
 def test_they_cannot_change_on_resume(path):
     with pytest.raises(CommandError, match=f"{path} cannot change on resume"):
         changed_on_resume({path: None}, {path: 2})

@@ -227,6 +227,17 @@ def test_what_does_not_fit_is_one_clear_error(name):
     assert words in message and "Fix: " in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "given", [np.ones((8, 6, 3), np.float32), np.zeros((10, 6, 3), np.uint8), np.zeros((8, 6), np.uint8)]
+)
+def test_pictures_that_are_not_as_declared_are_one_clear_error(given):
+    env = Shows(np.zeros((8, 6, 3), np.uint8))
+    wrapped = preprocess(env, PixelSettings(size=(4, 3)))
+    env.shown = given
+    with pytest.raises(PixelError, match=r"gave a picture of shape .* but its observation space says .*8, 6, 3.*Fix:"):
+        wrapped.reset()
+
+
 def test_observations_that_are_no_box():
     env = Walk()
     env.observation_space = Discrete(3)

@@ -59,6 +59,21 @@ def test_the_fix_for_observations_that_are_no_box_is_a_wrapper():
     assert "connector" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("space", "fix"),
+    [
+        (Dict({"ammo": VECTOR, "screen": Box(0, 255, (24, 32, 3), np.uint8)}), r"env.pixels.key=screen"),
+        (Box(0, 255, (84, 84), np.uint8), r"env.pixels.grayscale=true"),
+        (Box(0, 255, (3, 84, 84), np.uint8), r"channels last"),
+        (Box(0, 255, (3, 16, 16), np.uint8), r"channels last"),
+    ],
+    ids=str,
+)
+def test_the_fix_for_images_is_one_for_images(space: gym.Space[Any], fix: str):
+    with pytest.raises(ValueError, match=f"Fix: .*{fix}"):
+        check_spaces(space, Discrete(2))
+
+
 @pytest.mark.parametrize("batch_shape", [(), (1,), (2, 3)])
 def test_shapes_of_encoded_actions(batch_shape: tuple[int, ...]):
     discrete = torch.zeros(batch_shape, dtype=torch.long)

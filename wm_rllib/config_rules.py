@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,8 +112,16 @@ def _of_replay(config: Any) -> Iterator[str]:
             f"replay_directory = {folder!r} is where replay_storage disk has its files, but replay_storage = "
             f"{config.replay_storage!r}. Fix: replay_storage disk, or replay_directory null."
         )
-    elif not config.in_evaluation and not os.path.isdir(folder):
-        yield f"replay_directory = {folder!r} is no folder on this machine. Fix: make it, or name another."
+    elif not config.in_evaluation and not _is_writable(folder):
+        yield f"replay_directory = {folder!r} is no folder that can be written to here. Fix: make it, or name another."
+
+
+def _is_writable(folder: str) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _of_dreams(config: Any) -> Iterator[str]:

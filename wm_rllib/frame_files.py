@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,55 +37,80 @@ class FrameFiles:
         """A slab's frames are no longer those of its file."""
         self._files.pop(index, None)
 
-    def link(self, index: int, directory: str, filesystem: Any) -> bool:
-        """Whether a slab's frames are in `directory` now, by a link to the file that had them."""
-        if index not in self._files or not _is_local(filesystem):
-            return False
-        name, target = SHARD_NAME.format(index), Path(directory)
-        places = [place / name for place in self._places(target)]
-        found = next((place for place in places if _identity(place) == self._files[index]), None)
-        if found is None:
-            return False
-        if found == target / name:
-            return True
-        (target / name).unlink(missing_ok=True)
+    def places(self, directory: str, filesystem: Any) -> list[Path]:
+        """Folders that may hold files which belong into `directory`; none where files have no links."""
+        if not _is_local(filesystem):
+            return []
+        target = Path(directory)
+        beside = sorted(target.parent.parent.glob(f"*/{target.name}"))
+        return beside if self._directory is None else [self._directory, *beside]
+
+    def link(self, index: int, directory: str, places: list[Path]) -> bool:
+        """Whether a slab's frames are in `directory` now, by a link to the file that had them.
+
+        Args:
+            index: Of the slab.
+            directory: Where they are wanted.
+            places: What `places` returned.
+        """
+        name, target = SHARD_NAME.format(index), Path(directory) / SHARD_NAME.format(index)
+        wanted = self._files.get(index)
+        found = next((place / name for place in places if wanted and _identity(place / name) == wanted), None)
+        if found is None or found == target:
+            return found is not None
+        target.unlink(missing_ok=True)
         try:
-            os.link(found, target / name)
+            os.link(found, target)
         except OSError:
             return False
-        return True
+        return _identity(target) == wanted  # another run may have put its own checkpoint there in between
 
     def write(self, index: int, frames: np.ndarray, directory: str, filesystem: Any) -> None:
         """Writes a slab's frames [N, *O]."""
-        if _is_local(filesystem):  # what is there may be another checkpoint's file, too
-            Path(_path(index, directory)).unlink(missing_ok=True)
+        if _is_local(filesystem):
+            path = Path(_path(index, directory))
+            path.unlink(missing_ok=True)  # what is there may be another checkpoint's file, too
+            with path.open("xb") as file:
+                np.save(file, frames)
+                file.flush()
+                self._files[index] = _of(os.fstat(file.fileno()))
+            return
         buffer = io.BytesIO()
         np.save(buffer, frames)
         with filesystem.open_output_stream(_path(index, directory)) as stream:
             stream.write(buffer.getbuffer())
-        self._note(index, directory, filesystem)
 
     def read(self, index: int, directory: str, filesystem: Any, *, mapped: bool) -> np.ndarray:
         """A slab's frames [N, *O]; mapped ones are read as they are needed, and cannot be written to."""
-        if mapped and _is_local(filesystem):
-            return np.load(_path(index, directory), mmap_mode="r")
-        with filesystem.open_input_stream(_path(index, directory)) as stream:
-            frames = np.load(io.BytesIO(stream.read()))
-        self._note(index, directory, filesystem)
+        path = _path(index, directory)
+        if not _is_local(filesystem):
+            with filesystem.open_input_stream(path) as stream:
+                return np.load(io.BytesIO(stream.read()))
+        if mapped:
+            return with_more_files(lambda: np.load(path, mmap_mode="r"))
+        with open(path, "rb") as file:
+            frames = np.load(file)
+            self._files[index] = _of(os.fstat(file.fileno()))
         return frames
 
     def moved_to(self, directory: str) -> None:
         """All files are in this folder."""
         self._directory = Path(directory)
 
-    def _places(self, target: Path) -> list[Path]:
-        beside = [folder / target.name for folder in sorted(target.parent.parent.glob("*"))]
-        return beside if self._directory is None else [self._directory, *beside]
 
-    def _note(self, index: int, directory: str, filesystem: Any) -> None:
-        identity = _identity(Path(_path(index, directory))) if _is_local(filesystem) else None
-        if identity is not None:
-            self._files[index] = identity
+def with_more_files(function: Callable[[], np.ndarray]) -> np.ndarray:
+    """Calls a function that maps a file, and once more, with as many open files as are allowed, if there are too many.
+
+    Each map keeps a descriptor, and the usual limit of 1,024 is soft.
+    """
+    try:
+        return function()
+    except OSError as error:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if error.errno != errno.EMFILE or soft == hard:
+            raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return function()
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -103,9 +131,12 @@ def _is_local(filesystem: Any) -> bool:
 
 def _identity(path: Path) -> Identity | None:
     try:
-        found = path.stat()
+        return _of(path.stat())
     except OSError:
         return None
+
+
+def _of(found: os.stat_result) -> Identity:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 import lz4.block
 import numpy as np
 
-from wm_rllib.frame_files import FrameFiles
+from wm_rllib.frame_files import FrameFiles, with_more_files
 
 Storage = Literal["memory", "compressed", "disk"]
 
@@ -80,11 +80,15 @@ class MemorySlabs:
         if self._directory is None:
             self._slabs.append(np.empty(shape, self._dtype))
         else:
-            # A file without a name: it is gone with this process, however that ends.
-            with tempfile.TemporaryFile(dir=self._directory) as file:
-                # Without room a write into the map would be the signal SIGBUS; here it is an error.
-                os.posix_fallocate(file.fileno(), 0, math.prod(shape) * self._dtype.itemsize)
-                self._slabs.append(np.memmap(file, self._dtype, "w+", shape=shape))
+            self._slabs.append(with_more_files(self._mapped))
+
+    def _mapped(self) -> np.ndarray:
+        shape = (self._size, *self._shape)
+        # A file without a name: it is gone with this process, however that ends.
+        with tempfile.TemporaryFile(dir=self._directory) as file:
+            # Without room a write into the map would be the signal SIGBUS; here it is an error.
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * self._dtype.itemsize)
+            return np.memmap(file, self._dtype, "w+", shape=shape)
 
     def clear(self, number: int) -> None:
         """See `Slabs`: the room stays, and is used again."""
@@ -353,8 +357,9 @@ class FrameStore:
         A slab to which nothing was added since it was last saved or loaded is linked, where files have links. Frames
         that are no longer held may then be in its file.
         """
+        places = self._files.places(directory, filesystem)
         for index in range(self.num_shards()):
-            if not self._files.link(index, directory, filesystem):
+            if not self._files.link(index, directory, places):
                 self._files.write(index, self.shard(index), directory, filesystem)
         self._files.moved_to(directory)
 

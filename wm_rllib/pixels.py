@@ -190,7 +190,9 @@ class ImageObservation(gym.ObservationWrapper[np.ndarray, Any, Any]):
     def __init__(self, env: AnyEnv, settings: PixelSettings):
         super().__init__(env)
         self._key = settings.key
-        height, width, channels = _image_shape(_image_space(env.observation_space, settings.key))
+        space = _image_space(env.observation_space, settings.key)
+        height, width, channels = _image_shape(space)
+        self._given_shape = space.shape
         top, bottom, left, right = settings.crop or (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
             raise PixelError(
@@ -212,6 +214,11 @@ class ImageObservation(gym.ObservationWrapper[np.ndarray, Any, Any]):
     def observation(self, observation: Any) -> np.ndarray:
         """The image of an observation."""
         image = np.asarray(observation if self._key is None else observation[self._key])
+        if image.shape != self._given_shape or image.dtype != np.uint8:
+            raise PixelError(
+                f"the environment gave a picture of shape {image.shape} and type {image.dtype}, but its observation "
+                f"space says {self._given_shape} and uint8. Fix: mend the environment, or the space that it declares."
+            )
         if image.ndim == 2:
             image = image[..., None]
         image = image[self._rows, self._columns]

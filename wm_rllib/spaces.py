@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from torch import Tensor
 
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete or Box with one axis"
@@ -37,6 +37,11 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
         action_space: In env space.
         default_v: Whether V is one of ours.
     """
+    if isinstance(observation_space, Dict) and (images := _images_of(observation_space)):
+        raise ValueError(
+            f"observation space {observation_space} is not supported: it must be {SUPPORTED_OBSERVATIONS}. Fix: "
+            f"env.pixels.key={images[0]} (pixels_key in Python) takes the image out of the Dict."
+        )
     if not isinstance(observation_space, Box):
         raise ValueError(
             f"observation space {observation_space} is not supported: it must be {SUPPORTED_OBSERVATIONS}. Fix: wrap "
@@ -44,6 +49,16 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
             "gymnasium.wrappers.FlattenObservation (Dict, Tuple, Discrete)."
         )
     shape = observation_space.shape
+    if default_v and len(shape) == 2 and observation_space.dtype == np.uint8:
+        raise ValueError(
+            f"observation space of shape {shape} is not supported: the default V takes images as [H, W, C]. Fix: "
+            "env.pixels.grayscale=true (pixels_grayscale in Python) gives them their channel."
+        )
+    if default_v and len(shape) == 3 and shape[0] in (1, 3, 4) and shape[1] == shape[2] > 4:
+        raise ValueError(
+            f"images of shape {shape} are not supported: their channels seem to come first, and V takes [H, W, C]. "
+            "Fix: channels last, in a wrapper; or your own V (world_model.vae.class)."
+        )
     if default_v and len(shape) not in (1, 3):
         raise ValueError(
             f"observation space of shape {shape} is not supported: the default V takes vectors (one axis) and images "
@@ -60,6 +75,15 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
             f"more than {MAX_CHANNELS}. Fix: channels last, in a wrapper; or your own V (world_model.vae.class)."
         )
     check_action_space(action_space)
+
+
+def _images_of(space: Dict) -> list[str]:
+    """Names of what looks like an image in a Dict."""
+    return [
+        name
+        for name, one in space.spaces.items()
+        if isinstance(one, Box) and one.dtype == np.uint8 and len(one.shape) in (2, 3)
+    ]
 
 
 def check_action_space(action_space: gym.Space[Any]) -> None:

@@ -102,10 +102,9 @@ def _differences(
     pairs = [
         ("the shape of observations", theirs.vae.observation_shape, ours.vae.observation_shape),
         ("world_model.vae.latent_dim", theirs.vae.latent_dim, ours.vae.latent_dim),
-        ("world_model.vae.hidden_dims", list(theirs.vae.hidden_dims), list(ours.vae.hidden_dims)),
     ]
-    if is_image(ours.vae.observation_shape):
-        pairs.append(("world_model.vae.channels", list(theirs.vae.channels), list(ours.vae.channels)))
+    layers = "channels" if is_image(ours.vae.observation_shape) else "hidden_dims"
+    pairs.append((f"world_model.vae.{layers}", list(getattr(theirs.vae, layers)), list(getattr(ours.vae, layers))))
     if MDN_RNN in parts:
         pairs.append(("the action space", _actions(theirs), _actions(ours)))
         for name in (

@@ -67,6 +67,9 @@ def _launcher() -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "_vizdoom").mkdir()
     launcher = folder / "vizdoom"
-    launcher.write_text(f'#!/bin/sh\ncd {shlex.quote(str(folder))} && exec {shlex.quote(str(engine))} "$@"\n')
+    # An engine does not notice that its environment's process was killed, nor end at SIGTERM: the system ends it.
+    with_parent = "setpriv --pdeathsig KILL " if shutil.which("setpriv") else ""
+    start = f'cd {shlex.quote(str(folder))} && exec {with_parent}{shlex.quote(str(engine))} "$@"'
+    launcher.write_text(f"#!/bin/sh\n{start}\n")
     launcher.chmod(0o700)
     return str(launcher)

@@ -39,6 +39,7 @@ FIXED_BY_CHECKPOINT = frozenset(
         "world_model.mdn_rnn.mixture",
         "world_model.mdn_rnn.residual",
         "world_model.mdn_rnn.ensemble_size",
+        "world_model.mdn_rnn.ends_from",
         "world_model.transfer.from",
         "world_model.transfer.parts",
         "world_model.training.controller_inputs",

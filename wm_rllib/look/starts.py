@@ -55,7 +55,7 @@ def stored_episodes(checkpoint: Path) -> list[Episode]:
         replay = read_replay(checkpoint)
     except FileNotFoundError:
         return []
-    except (OSError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, ValueError) as error:
         raise CommandError(f"the replay of {checkpoint} cannot be read: {error}. Fix: another checkpoint.") from None
     return [
         Episode(
