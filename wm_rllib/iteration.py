@@ -22,6 +22,7 @@ from wm_rllib.fit_losses import AT_START
 from wm_rllib.gate import Gate, Judgement
 from wm_rllib.learning_rates import LEARNING_RATES
 from wm_rllib.mixing import realised_ratio
+from wm_rllib.policy_change import CLIP_FRACTION, POLICY_KL
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
 FITS = ("fit", "fit_vae", "fit_mdn")
@@ -31,9 +32,10 @@ PPO_METRICS = {
     "vf_loss": "vf_loss_unclipped",
     "vf_explained_var": "vf_explained_var",
     "entropy": "entropy",
-    "kl": "mean_kl_loss",
+    "kl": POLICY_KL,
+    "clip_fraction": CLIP_FRACTION,
 }
-"""Our name under ppo/, and RLlib's."""
+"""Names under ppo/, and those in the learner's metrics; the last two are ours."""
 FIT_METRICS = (
     "vae/reconstruction_loss",
     "vae/reconstruction_loss_at_start",

@@ -28,6 +28,7 @@ from wm_rllib.learning_rates import log_learning_rate
 from wm_rllib.logs import set_log_level
 from wm_rllib.merging_learner import NothingToLearnError
 from wm_rllib.models.conv_vae import FRAMES_AT_ONCE, is_image
+from wm_rllib.policy_change import policy_change
 from wm_rllib.precision import Precision
 from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.seeding import seed_process
@@ -175,8 +176,16 @@ class WorldModelPPOLearner(FittingLearner):
                 losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
         finally:
             self.metrics = metrics
+        if self._steps_done == self._num_steps and not self._fitting:
+            self._log_policy_change(fwd_out[module_id], batch[module_id])
         self._descend(module_id, losses[module_id])
         return fwd_out, losses, {}
+
+    def _log_policy_change(self, fwd_out: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        distribution = self.module[DEFAULT_MODULE_ID].unwrapped().get_train_action_dist_cls()
+        inputs = fwd_out[Columns.ACTION_DIST_INPUTS]
+        for name, value in policy_change(distribution, inputs, batch, self.config.clip_param).items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
 
     def _descend(self, module_id: str, loss: Tensor) -> None:
         """One step of each of a module's optimisers."""

@@ -117,7 +117,12 @@ METRICS: dict[str, Metric] = {
     "ppo/policy_loss": Metric("Clipped surrogate loss.", "-"),
     "ppo/vf_loss": Metric("Value loss.", "squared return"),
     "ppo/entropy": Metric("Mean entropy of the policy.", "nats"),
-    "ppo/kl": Metric("Mean KL of the new policy from the one that acted.", "nats"),
+    "ppo/kl": Metric(
+        "KL of the new policy from the one that acted, estimated on the last minibatch; null without dreams.", "nats"
+    ),
+    "ppo/clip_fraction": Metric(
+        "Share of the last minibatch whose likelihood ratio is beyond `ppo.clip_param`; null without dreams.", "0 to 1"
+    ),
     "ppo/vf_explained_var": Metric("Share of the returns' variance that the value function explains.", "up to 1"),
     "learning_rates/vae": Metric(
         "Learning rate in V's optimiser at the start of this iteration's fit; null without a fit.", "1 a step"
