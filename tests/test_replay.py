@@ -393,3 +393,44 @@ def test_bytes_are_bounded_after_a_restore_too(tmp_path: Path):
     restored.restore(str(tmp_path), pyarrow.fs.LocalFileSystem())
     restored._replay.add([chunk_of_pictures(7, 0, 20, noisy=True)])
     assert [len(episode) for episode in restored._replay.episodes] == [30, 20]
+
+
+@pytest.mark.parametrize("storage", ["memory", "compressed", "disk"])
+@pytest.mark.parametrize("less", ["bytes", "capacity"])
+def test_less_room_after_a_restore_is_less_memory(storage: Storage, less: str, tmp_path: Path):
+    """Whoever ran out of memory goes on with less: what was read must not keep the room that it took."""
+    most, filesystem = 192 * 3000, pyarrow.fs.LocalFileSystem()
+    service = ReplayService(10_000, 0, "warning", storage, str(tmp_path), most)
+    replay = service._replay
+    for number in range(60):
+        replay.add([chunk_of_pictures(number, 0, 40, noisy=True)])
+    numbers = replay.frames.not_encoded(10_000)
+    replay.frames.set_latents(numbers, numbers[:, None].astype(np.float32))
+    service.save(str(tmp_path / "saved"), filesystem)
+    capacity, bound = (10_000, 192 * 1000) if less == "bytes" else (800, most)
+    restored = ReplayService(capacity, 0, "warning", storage, str(tmp_path), bound)
+    restored.restore(str(tmp_path / "saved"), filesystem)
+    held = restored._replay
+    assert [episode.id_ for episode in held.episodes] == [str(n) for n in range(60 - len(held.episodes), 60)]
+    if less == "capacity" or storage != "compressed":  # compressed ones are counted, and go, when more come
+        assert 15 <= len(held.episodes) <= 24 and held.frames.num_bytes <= 1.3 * 192 * 1000
+    for before, now in zip(list(replay.episodes)[-len(held.episodes) :], held.episodes, strict=True):
+        assert (replay.observations_of(before) == held.observations_of(now)).all()
+        old, new = before.observations.data, now.observations.data
+        assert (held.frames.latents(new) == replay.frames.latents(old)).all()
+    for number in range(60, 90):
+        held.add([chunk_of_pictures(number, 0, 40, noisy=True)])
+        assert len(held) <= capacity and held.frames.num_bytes <= bound
+    held.sample_starts(20, 3)
+
+
+def test_the_same_room_after_a_restore_leaves_frames_where_they_were(tmp_path: Path):
+    most, filesystem = 192 * 1500, pyarrow.fs.LocalFileSystem()
+    service = ReplayService(10_000, 0, max_frame_bytes=most)
+    for number in range(70):
+        service._replay.add([chunk_of_pictures(number, 0, 10 + number % 30, noisy=True)])
+    service.save(str(tmp_path / "saved"), filesystem)
+    restored = ReplayService(10_000, 0, max_frame_bytes=most)
+    restored.restore(str(tmp_path / "saved"), filesystem)
+    for before, now in zip(service._replay.episodes, restored._replay.episodes, strict=True):
+        assert (before.observations.data == now.observations.data).all()

@@ -302,6 +302,7 @@ class FrameStore:
         """Everything but the frames themselves."""
         return {
             "capacity": self._capacity,
+            "frame_bytes": math.prod(self._shape) * self._dtype.itemsize,
             "free": list(self._free),
             "latents": None if self._latents is None else self._latents.copy(),
             "is_encoded": self._is_encoded.copy(),
@@ -343,6 +344,42 @@ class FrameStore:
         self._grow()
         assert self._slabs is not None
         self._slabs.write(first, frames)
+
+    def has_room_for(self, slab_bytes: int) -> bool:
+        """Whether slabs of so many bytes in all are within the bound; always if frames get compressed."""
+        return self.max_bytes is None or self._storage == "compressed" or slab_bytes <= self.max_bytes
+
+    def would_exceed(self, frame_bytes: int) -> bool:
+        """Whether so many bytes of frames are beyond what `excess_bytes` allows; never if they get compressed."""
+        return not self.has_room_for(frame_bytes + int(self._slab_bytes))
+
+    def load_some(
+        self, directory: str, filesystem: Any, num_shards: int, state: dict[str, Any], wanted: np.ndarray
+    ) -> np.ndarray:
+        """Reads some of the frames that `save` wrote, with their latents, into an empty store, and numbers them anew.
+
+        Args:
+            directory: Where they are.
+            filesystem: A pyarrow filesystem.
+            num_shards: Slabs that were saved.
+            state: What `get_state` returned then.
+            wanted: Their numbers, ascending.
+
+        Returns:
+            Their new numbers by the old ones, -1 for those that were not wanted.
+        """
+        renumbered, first = np.full(state["capacity"], -1, np.int64), 0
+        for index in range(num_shards):
+            frames = self._files.read(index, directory, filesystem, mapped=False)
+            numbers = wanted[(wanted >= first) & (wanted < first + len(frames))]
+            if len(numbers):
+                renumbered[numbers] = self.add(frames[numbers - first])
+            first += len(frames)
+        encoded = wanted[state["is_encoded"][wanted]]
+        if state["latents"] is not None and len(encoded):
+            self.set_latents(renumbered[encoded], state["latents"][encoded])
+        self._files = FrameFiles()  # none of the slabs is as its file was
+        return renumbered
 
     def _take_shard(self, frames: np.ndarray) -> None:
         if self._slabs is None:

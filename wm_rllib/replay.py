@@ -112,13 +112,20 @@ class SequenceReplay(EpisodeReplayBuffer):
         steps = len(self) + len(chunk) - self.capacity
         incoming = chunk.observations.data.nbytes if _has_images(chunk) else 0
         while self.episodes and (steps > 0 or self.frames.excess_bytes(incoming) > 0):
-            oldest = self.episodes.popleft()
+            oldest = self._forget_oldest()
             steps -= len(oldest)
             if self.holds_frames:
                 self.frames.free(oldest.observations.data)
-            self._num_timesteps -= len(oldest)
-            self._num_episodes_evicted += 1
-            del self.episode_id_to_index[oldest.id_]
+        self._forget_steps()
+
+    def _forget_oldest(self) -> SingleAgentEpisode:
+        oldest = self.episodes.popleft()
+        self._num_timesteps -= len(oldest)
+        self._num_episodes_evicted += 1
+        del self.episode_id_to_index[oldest.id_]
+        return oldest
+
+    def _forget_steps(self) -> None:
         if self._indices and self._indices[0][0] < self._num_episodes_evicted:
             self._indices = [step for step in self._indices if step[0] >= self._num_episodes_evicted]
 
@@ -321,11 +328,47 @@ class SequenceReplay(EpisodeReplayBuffer):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned, once the frames are back in their store."""
+        self._set_sequences(state)
+        if state.get(NUM_SHARDS):
+            self.frames.set_state(state[FRAMES])
+
+    def _set_sequences(self, state: dict[str, Any]) -> None:
         self.episodes.clear()  # RLlib's buffer keeps what it holds, under the indices of the state, unless it is empty
         super().set_state({**state, "_indices": list(state["_indices"])})
         self.rng.bit_generator.state = state["rng"]
-        if state.get(NUM_SHARDS):
-            self.frames.set_state(state[FRAMES])
+
+    def read_frames(self, state: dict[str, Any], directory: str, filesystem: Any, *, mapped: bool) -> None:
+        """Restores a state whose frames `FrameStore.save` wrote, into an empty store.
+
+        If less fits now than was held, as much of the oldest is left out, and the frames move together: a store that
+        read all of them would keep the room that they took.
+
+        Args:
+            state: What `get_state` returned.
+            directory: Where the frames are.
+            filesystem: Its pyarrow filesystem.
+            mapped: See `FrameStore.load`.
+        """
+        self._set_sequences(state)
+        held = state[FRAMES]
+        frame_bytes = held.get("frame_bytes", 0)
+        if mapped or (len(self) <= self.capacity and self.frames.has_room_for(held["capacity"] * frame_bytes)):
+            self.frames.load(directory, filesystem, state[NUM_SHARDS], mapped=mapped)
+            self.frames.set_state(held)
+            return
+        while len(self.episodes) > 1 and (
+            self._num_timesteps > self.capacity or self.frames.would_exceed(self._num_numbers() * frame_bytes)
+        ):
+            self._forget_oldest()
+        self._forget_steps()
+        kept = [episode.observations.data for episode in self.episodes]
+        wanted = np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+        renumbered = self.frames.load_some(directory, filesystem, state[NUM_SHARDS], held, wanted)
+        for numbers in kept:
+            numbers[:] = renumbered[numbers]
+
+    def _num_numbers(self) -> int:
+        return sum(len(episode.observations.data) for episode in self.episodes)
 
 
 def with_observations(episode: SingleAgentEpisode, observations: np.ndarray) -> SingleAgentEpisode:

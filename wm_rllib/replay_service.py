@@ -172,9 +172,11 @@ def read_into(
     """
     with filesystem.open_input_stream(str(PurePosixPath(directory) / REPLAY_FILE)) as stream:
         state = pickle.loads(stream.read())
-    frames.load(directory, filesystem, state.get(NUM_SHARDS, 0), mapped=mapped)
     replay.frames = frames
-    replay.set_state(state)
+    if state.get(NUM_SHARDS):
+        replay.read_frames(state, directory, filesystem, mapped=mapped)
+    else:
+        replay.set_state(state)
 
 
 def as_fit_batch(arrays: Arrays) -> MultiAgentBatch:
