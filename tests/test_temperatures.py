@@ -129,6 +129,8 @@ def test_a_folder_of_other_settings(capsys):
     plan_temperatures(build_parser().parse_args(arguments(temperatures=("2.0",))))
     argv = arguments("--set", "world_model.mdn_rnn.temperature=1.2")  # each run has its own
     plan_temperatures(build_parser().parse_args(argv))
+    argv = arguments("--set", "dreamers.dreamer_timeout_s=600", "--set", "checkpoint.frequency=3")
+    plan_temperatures(build_parser().parse_args(argv))
     assert "ppo.gamma 0.99, not 0.9" in error_of(capsys, arguments("--set", "ppo.gamma=0.9"))
     assert "--episodes 100, not 7" in error_of(capsys, arguments("--episodes", "7"))
 

@@ -28,6 +28,16 @@ from wm_rllib.settings import parse_tree
 from wm_rllib.yaml_files import read_yaml, write_yaml
 
 TEMPERATURE = "world_model.mdn_rnn.temperature"
+HARMLESS = frozenset(
+    {
+        "checkpoint.frequency",
+        "cluster.timeout_s",
+        "dreamers.dreamer_timeout_s",
+        "env_runners.sample_timeout_s",
+        "evaluation.timeout_s",
+    }
+)
+"""Settings that change no score, and may change when a study goes on: who ran into a limit raises it."""
 STUDY_FILE = "study.yaml"
 PRETRAINED, FOLDER_PREFIX = "pretrained", "t-"
 DEFAULT_EPISODES = 100
@@ -193,5 +203,7 @@ def _check_folder(root: Path, study: Mapping[str, Any]) -> None:
 
 
 def _flat(study: Any) -> dict[str, Any]:
+    """What would change the scores."""
     content = study if isinstance(study, Mapping) else {}
-    return {"--episodes": content.get("episodes"), **(content.get("settings") or {})}
+    settings = {path: value for path, value in (content.get("settings") or {}).items() if path not in HARMLESS}
+    return {"--episodes": content.get("episodes"), **settings}
