@@ -7,9 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_host_reads import fit_m, fit_v, image_config
+from test_merge import make_learner
 
 from wm_rllib import fit_calls
 from wm_rllib.fit_calls import CALL_BYTES, Instalment, fit_in_calls
+from wm_rllib.replay import WORLD_MODEL_MODULE_ID
 
 
 class Service:
@@ -91,3 +94,13 @@ def test_an_instalment_makes_its_calls_and_the_next_one_goes_on(monkeypatch: pyt
     assert fit(2) == (True, 1) and done == {"fit/vae": 10}
     assert fit(2) == (True, 2)
     assert calls == [(0, 10), (4, 10), (8, 10)]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_fit_tells_the_learning_rate_of_what_it_fits():
+    learner = make_learner(image_config())
+    for work, fitted, other in ((fit_v, "vae_lr", "mdn_rnn_lr"), (fit_m, "mdn_rnn_lr", "vae_lr")):
+        work(learner, 1)
+        told = learner.metrics.peek((WORLD_MODEL_MODULE_ID,))
+        assert fitted in told and other not in told
+        learner.metrics.reset()

@@ -202,8 +202,8 @@ class WorldModelPPOLearner(FittingLearner):
                 self._set_optimizer_lr(optimizer, lr=base * self._policy_lr_scale)
                 self._clip_policy_gradients(optimizer)
                 max_norm = None
-            if self._steps_done == 1:
-                log_learning_rate(self.metrics, name, optimizer)
+            if self._steps_done == 1 and any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
+                log_learning_rate(self.metrics, name, optimizer)  # on frames a fit is V's or M's alone
             self._left_out = self._left_out + clip_and_step(optimizer, max_norm)
 
     def _log_steps_trained_metrics(self, batch: Any) -> None:
