@@ -310,14 +310,18 @@ def test_arrays_bear_rllibs_names():
 
 
 def by_hand(logits: Tensor, actions: Tensor, space: gym.Space[Any]) -> Tensor:
-    """Log-probabilities by torch's own distributions."""
+    """Log-probabilities by torch's own distributions; those of a Box's actions after they were clipped to [-1, 1]."""
     if isinstance(space, gym.spaces.Discrete):
         return Categorical(logits=logits).log_prob(actions)
     if isinstance(space, gym.spaces.MultiDiscrete):
         parts = logits.split(tuple(int(n) for n in space.nvec), dim=-1)
         return sum(Categorical(logits=part).log_prob(actions[:, i]) for i, part in enumerate(parts))  # type: ignore[return-value]
     mean, log_std = logits.chunk(2, dim=-1)
-    return Normal(mean, log_std.exp()).log_prob(actions).sum(-1)
+    normal = Normal(mean.double(), log_std.double().exp())
+    one = torch.ones((), dtype=torch.float64)
+    found = normal.log_prob(actions.double())
+    found = torch.where(actions <= -1.0, normal.cdf(-one).log(), found)
+    return torch.where(actions >= 1.0, (1.0 - normal.cdf(one)).log(), found).sum(-1).float()
 
 
 class AnyActions(gym.Env[np.ndarray, Any]):
