@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +176,8 @@ def test_more_files_than_the_soft_limit_allows(monkeypatch: pytest.MonkeyPatch):
             raise OSError(errno.EMFILE, "Too many open files")
         return np.zeros(1)
 
-    monkeypatch.setattr(frame_files.resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(frame_files.resource, "setrlimit", lambda _, limit: limits.append(limit))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
     assert frame_files.with_more_files(map_a_file).tolist() == [0.0]
     assert opened == [(1024, 4096), (4096, 4096)]
 

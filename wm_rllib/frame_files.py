@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -106,6 +105,8 @@ def with_more_files(function: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return function()
     except OSError as error:
+        import resource  # there is none on Windows
+
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if error.errno != errno.EMFILE or soft == hard:
             raise

@@ -356,19 +356,17 @@ class SequenceReplay(EpisodeReplayBuffer):
             self.frames.load(directory, filesystem, state[NUM_SHARDS], mapped=mapped)
             self.frames.set_state(held)
             return
+        num_frames = sum(len(episode.observations.data) for episode in self.episodes)
         while len(self.episodes) > 1 and (
-            self._num_timesteps > self.capacity or self.frames.would_exceed(self._num_numbers() * frame_bytes)
+            self._num_timesteps > self.capacity or self.frames.would_exceed(num_frames * frame_bytes)
         ):
-            self._forget_oldest()
+            num_frames -= len(self._forget_oldest().observations.data)
         self._forget_steps()
         kept = [episode.observations.data for episode in self.episodes]
         wanted = np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
         renumbered = self.frames.load_some(directory, filesystem, state[NUM_SHARDS], held, wanted)
         for numbers in kept:
             numbers[:] = renumbered[numbers]
-
-    def _num_numbers(self) -> int:
-        return sum(len(episode.observations.data) for episode in self.episodes)
 
 
 def with_observations(episode: SingleAgentEpisode, observations: np.ndarray) -> SingleAgentEpisode:
