@@ -310,7 +310,7 @@ def test_arrays_bear_rllibs_names():
 
 
 def by_hand(logits: Tensor, actions: Tensor, space: gym.Space[Any]) -> Tensor:
-    """Log-probabilities by torch's own distributions; those of a Box's actions after they were clipped to [-1, 1]."""
+    """Log-probabilities by torch's own distributions; a bounded Box's actions count as clipped to [-1, 1]."""
     if isinstance(space, gym.spaces.Discrete):
         return Categorical(logits=logits).log_prob(actions)
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -318,8 +318,10 @@ def by_hand(logits: Tensor, actions: Tensor, space: gym.Space[Any]) -> Tensor:
         return sum(Categorical(logits=part).log_prob(actions[:, i]) for i, part in enumerate(parts))  # type: ignore[return-value]
     mean, log_std = logits.chunk(2, dim=-1)
     normal = Normal(mean.double(), log_std.double().exp())
-    one = torch.ones((), dtype=torch.float64)
     found = normal.log_prob(actions.double())
+    if not space.is_bounded():  # type: ignore[attr-defined]
+        return found.sum(-1).float()
+    one = torch.ones((), dtype=torch.float64)
     found = torch.where(actions <= -1.0, normal.cdf(-one).log(), found)
     return torch.where(actions >= 1.0, (1.0 - normal.cdf(one)).log(), found).sum(-1).float()
 

@@ -46,7 +46,7 @@ def sampler_of(space: gym.Space[Any]) -> ActionSampler:
         return CategoricalSampler([int(space.n)], scalar=True)
     if isinstance(space, gym.spaces.MultiDiscrete):
         return CategoricalSampler([int(n) for n in space.nvec], scalar=False)
-    return GaussianSampler(space.shape[0])  # type: ignore[index]
+    return GaussianSampler(space.shape[0], clipped=space.is_bounded())  # type: ignore[index,attr-defined]
 
 
 def controller_for(model: WorldModel, space: gym.Space[Any]) -> Controller:
