@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from look_parts import agent
 
-from wm_rllib.benchmark.open_loop import describe, mean_path, squared_errors, untrained
+from wm_rllib.benchmark.open_loop import (
+    ACTIONS,
+    describe,
+    mean_path,
+    measure,
+    play_episodes,
+    squared_errors,
+    untrained,
+)
+from wm_rllib.cli.agents import Agent
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig
 from wm_rllib.models.judging import Windows
 from wm_rllib.models.mdn_rnn import MDNRNN
@@ -71,3 +83,20 @@ def test_the_table_has_steps_that_were_measured():
     errors = {name: [1.0, 2.0, 3.0] for name in ("trained", "still", "untrained")}
     lines = describe({"errors": errors, "windows": [9.0] * 3, "steps": 3}).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["1", "2", "3"]
+
+
+def test_the_asked_one_acts_in_the_same_episodes_each_time():
+    player = Agent(Path(), agent(), "CartPole-v1", {})
+    acted = {}
+    for actions in ACTIONS:
+        first, again = ([e.actions.tolist() for e in play_episodes(player, 3, 5, actions)] for _ in range(2))
+        assert first == again
+        acted[actions] = first
+    assert acted["random"] != acted["explore"] != acted["greedy"]
+
+
+def test_the_measurement_says_who_acted():
+    player = Agent(Path(), agent(), "CartPole-v1", {})
+    found = measure(player, 3, 4, 5, "explore")
+    assert (found["actions"], found["episodes"], len(found["errors"]["still"])) == ("explore", 3, 4)
+    assert found["errors"]["still"] != measure(player, 3, 4, 5)["errors"]["still"]

@@ -1,11 +1,14 @@
 """Whether M has learnt anything: its latents several steps ahead on episodes that it never saw, against two rivals.
 
     python -m wm_rllib.benchmark.open_loop runs/doom/pretrained --episodes 20 --json out.json
+    python -m wm_rllib.benchmark.open_loop runs/car --actions explore
 
 M starts at a real state, with h from the real steps before it, and is told the real actions. Its prediction is the mean
 of many paths drawn from its mixture: an expectation that is fed back lies between the things that can happen, where M
 has never been. Its error is held against that of "the latent stays as it is" and of the same M with initial weights, in
 the same windows; a controller's score would prove nothing, since one on z alone may do as well.
+
+M knows what its replay held: after random collection alone those are random actions, later the policy's.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import write_json
 from wm_rllib.cli.agents import Agent, load_agent
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.evaluation import make_vector_env
-from wm_rllib.look.episodes import Episode, places_every, play, random_actor, windows_at
+from wm_rllib.evaluation import VectorEnv, make_vector_env
+from wm_rllib.look.episodes import Actor, Episode, places_every, play, policy_actor, random_actor, windows_at
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.imagining import draw_step_noise
 from wm_rllib.models.judging import Windows
@@ -37,6 +40,8 @@ MOST_LANES = 20
 NUM_PATHS = 32
 WINDOWS_AT_ONCE = 16
 """Whose frames V encodes together."""
+ACTIONS = ("random", "explore", "greedy")
+"""Who acts in the episodes: nobody, or the agent as in training or in evaluation."""
 
 
 def untrained(config: WorldModelConfig, trained: WorldModel, seed: int) -> WorldModel:
@@ -74,21 +79,36 @@ def mean_path(world_model: WorldModel, windows: Windows) -> Tensor:
     return torch.stack(path, 1)
 
 
-def measure(agent: Agent, num_episodes: int, steps: int, seed: int) -> dict[str, Any]:
-    """Root mean squared errors of latents by steps ahead, on random episodes played now.
+def actor_of(agent: Agent, env: VectorEnv, actions: str, seed: int) -> Actor:
+    """Who acts in new episodes of all lanes; `actions` is one of ACTIONS."""
+    if actions == "random":
+        return random_actor(env, seed)
+    return policy_actor(agent.policy, env.num_envs, explore=actions == "explore")
 
-    Args:
-        agent: V and M, and the environment.
-        num_episodes: Random ones, none of them in the checkpoint's replay.
-        steps: H.
-        seed: Of episodes and of the untrained M.
-    """
+
+def play_episodes(agent: Agent, num_episodes: int, seed: int, actions: str) -> list[Episode]:
+    """Episodes played now, none of them in the checkpoint's replay."""
     episodes: list[Episode] = []
+    torch.manual_seed(seed)
     while len(episodes) < num_episodes:
         env = make_vector_env(agent.vector_env, min(MOST_LANES, num_episodes - len(episodes)), agent.env_config)
         first = seed + len(episodes)
-        episodes += play(env, random_actor(env, first), agent.policy, first)
+        episodes += play(env, actor_of(agent, env, actions, first), agent.policy, first)
         env.close()
+    return episodes
+
+
+def measure(agent: Agent, num_episodes: int, steps: int, seed: int, actions: str = "random") -> dict[str, Any]:
+    """Root mean squared errors of latents by steps ahead, on episodes played now.
+
+    Args:
+        agent: V and M, C where it acts, and the environment.
+        num_episodes: None of them in the checkpoint's replay.
+        steps: H.
+        seed: Of episodes and of the untrained M.
+        actions: Who acts, one of ACTIONS.
+    """
+    episodes = play_episodes(agent, num_episodes, seed, actions)
     trained = agent.policy.world_model.eval()
     rivals = {"trained": trained, "untrained": untrained(trained.config, trained, seed)}
     places = [(episode, t) for episode, t in places_every(episodes, steps) if t >= 1]
@@ -102,7 +122,8 @@ def measure(agent: Agent, num_episodes: int, steps: int, seed: int) -> dict[str,
         sums["still"] += (still * valid).sum(0)
         counts += valid.sum(0)
     errors = {name: (total / counts).sqrt().tolist() for name, total in sums.items()}
-    return {"errors": errors, "windows": counts.tolist(), "episodes": num_episodes, "steps": steps, "seed": seed}
+    asked = {"episodes": num_episodes, "actions": actions, "steps": steps, "seed": seed}
+    return {"errors": errors, "windows": counts.tolist(), **asked}
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -120,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wm_rllib.benchmark.open_loop", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="run folder or checkpoint")
     parser.add_argument("--env", default=None, help="environment (that of training)")
-    parser.add_argument("--episodes", type=int, default=20, help="random episodes (20)")
+    parser.add_argument("--episodes", type=int, default=20, help="fresh episodes (20)")
+    parser.add_argument("--actions", choices=ACTIONS, default="random", help="who acts in them (random)")
     parser.add_argument("--steps", type=int, default=15, help="steps ahead (15)")
     parser.add_argument("--seed", type=int, default=90_000, help="of the episodes (90000)")
     parser.add_argument("--json", default=None, metavar="FILE", help="where the figures go")
@@ -128,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if min(args.episodes, args.steps) < 1:
             raise CommandError("--episodes and --steps must be at least 1. Fix: 20 and 15.")
-        result = measure(load_agent(args), args.episodes, args.steps, args.seed)
+        result = measure(load_agent(args), args.episodes, args.steps, args.seed, args.actions)
     except (CommandError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
