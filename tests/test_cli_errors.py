@@ -278,5 +278,5 @@ def test_a_reader_that_has_gone_is_no_defect(processes_without_ray):
 def test_cuda_for_a_learner_in_this_process_needs_a_gpu_here(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = WorldModelPPOConfig().environment("CartPole-v1").learners(device="cuda")
-    with pytest.raises(CommandError, match=r"device is cuda.*sees no GPU.*--device auto"):
+    with pytest.raises(CommandError, match=r"device = 'cuda'.*sees no GPU.*--device auto"):
         build_algorithm(SimpleNamespace(config=config), local=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import pytest
+import torch
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from tiny import tiny_config
 
@@ -97,6 +98,17 @@ def test_the_same_config_without_a_connector_is_valid(nothing_starts: None):
         ({"max_disagreement": 3.0, "ensemble_size": 1}, ("max_disagreement = 3.0", "ensemble_size = 1")),
         ({"policy_hidden_dims": []}, ("policy_hidden_dims = []", "must have a layer")),
         ({"ensemble_size": 1.5}, ("ensemble_size", "1.5", "a whole number of at least 0")),
+        ({"num_gpus_per_learner": 1}, ("device = 'cpu'", "num_gpus_per_learner = 1", "device auto")),
+        (
+            {"num_gpus_per_learner": 0.5, "num_learners": 2, "device": "auto"},
+            ("num_gpus_per_learner = 0.5 must be whole where num_learners = 2",),
+        ),
+        (
+            {"num_gpus_per_learner": 1.5, "num_learners": 1, "device": "auto"},
+            ("num_gpus_per_learner = 1.5 must be whole above 1", "Fix: 1."),
+        ),
+        ({"num_gpus_per_dreamer": 2.5, "num_dreamers": 1}, ("num_gpus_per_dreamer = 2.5 must be whole above 1",)),
+        ({"num_gpus_per_dreamer": 0.25}, ("num_gpus_per_dreamer = 0.25", "num_dreamers = 0")),
         (
             {"imagination_ratio": "auto", "min_imagination_horizon": 6, "imagination_horizon": 5},
             ("min_imagination_horizon = 6", "must not exceed imagination_horizon = 5"),
@@ -108,6 +120,27 @@ def test_wrong_bounds_are_one_clear_error(nothing_starts: None, overrides: dict[
     with pytest.raises(ValueError, match="Fix: ") as error:
         tiny_config(**overrides).build_algo()
     assert all(part in str(error.value) for part in said)
+
+
+@pytest.mark.parametrize("settings", [{"num_gpus_per_learner": 1}, {"device": "cuda"}], ids=str)
+def test_a_gpu_that_is_not_there_is_one_clear_error(nothing_starts: None, settings: dict[str, Any]):
+    config = tiny_config(**{"device": "auto", **settings})
+    with pytest.raises(ValueError, match=r"num_gpus_per_learner = 1 asks for a GPU.*sees no GPU. Fix: device auto"):
+        config.build_algo()
+
+
+def test_a_gpu_that_auto_found_is_not_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch):
+    config = tiny_config(device="auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config.validate()
+    assert config.num_gpus_per_learner == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elsewhere = config.copy(copy_frozen=False)
+    elsewhere.validate()
+    assert elsewhere.num_gpus_per_learner == 0
+    asked_for = tiny_config(device="auto", num_gpus_per_learner=1, num_learners=1)
+    asked_for.validate()
+    assert asked_for.num_gpus_per_learner == 1
 
 
 def test_a_controller_with_a_memory_of_its_own_is_refused(nothing_starts: None):

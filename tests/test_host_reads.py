@@ -1,4 +1,7 @@
-"""Gradient steps read nothing back from the device: on a GPU each read would wait for all that was launched."""
+"""Gradient steps read nothing back from the device, and bring nothing to it that it would have to wait for.
+
+On a GPU each read, and each copy of memory that is not pinned, would wait for all that was launched.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +95,10 @@ def image_config(**settings: Any) -> Any:
     return config_of(vae_channels=[4, 8], **settings).environment(observation_space=space)
 
 
+KL_PENALTY = "merged update, with a penalty on the KL"
 WORK = {
-    "merged update": (config_of, merged_update),
+    "merged update": (partial(config_of, use_kl_loss=False), merged_update),
+    KL_PENALTY: (config_of, merged_update),
     "fit of V on frames": (image_config, fit_v),
     "fit of M on latents": (image_config, fit_m),
     "fit of M on latents, ends from memory": (partial(image_config, ends_from="memory"), fit_m),
@@ -111,5 +116,32 @@ def test_more_gradient_steps_read_no_more(name: str):
         with HostReads() as reads:
             work(learner, num_epochs)
         counted.append(reads.places)
+    more = counted[1] - counted[0]
+    assert not more, "\n".join(f"{count} x {place}" for place, count in more.items())
+
+
+@pytest.mark.parametrize("name", sorted(set(WORK) - {KL_PENALTY}))  # RLlib's own loss, which copies zeros
+def test_more_gradient_steps_make_no_more_tensors_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch):
+    make_config, work = WORK[name]
+    learner = make_learner(make_config())
+    work(learner, 1)
+    counted = []
+    for num_epochs in (1, STEPS):
+        places: Counter[str] = Counter()
+
+        def counting(maker: Any, places: Counter[str] = places) -> Any:
+            def made(*args: Any, **kwargs: Any) -> Any:
+                places[
+                    " < ".join(f"{c.name}:{c.lineno}" for c in islice(reversed(traceback.extract_stack()), 1, 5))
+                ] += 1
+                return maker(*args, **kwargs)
+
+            return made
+
+        with monkeypatch.context() as patch:
+            for maker in ("tensor", "as_tensor", "from_numpy"):
+                patch.setattr(torch, maker, counting(getattr(torch, maker)))
+            work(learner, num_epochs)
+        counted.append(places)
     more = counted[1] - counted[0]
     assert not more, "\n".join(f"{count} x {place}" for place, count in more.items())

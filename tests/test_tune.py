@@ -141,7 +141,12 @@ def test_impossible_requests_name_what_is_missing(monkeypatch):
     with pytest.raises(ClusterTooSmallError) as caught:
         check_cluster(request, config, patience_s=1.5)
     assert 1.0 < time.monotonic() - start < 15
-    for words in ("3.25 CPU are needed and 2 exist", "1.5 GPU are needed and 0 exist", "num_cpus_per_dreamer"):
+    for words in (
+        "3.25 CPU are needed and 2 exist",
+        "1.5 GPU are needed and 0 exist",
+        "num_cpus_per_dreamer",
+        "num_gpus_per_dreamer",
+    ):
         assert words in str(caught.value)
     assert tiny_config().cluster_timeout_s < 60  # "within a minute"
     monkeypatch.setattr(check_cluster, "__defaults__", (0.0,))

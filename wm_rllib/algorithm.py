@@ -78,6 +78,7 @@ class WorldModelPPO(EvaluatedPPO):
     def setup(self, config: WorldModelPPOConfig) -> None:
         """Builds RLlib's parts, then the parameter server, the replay and the dreamers."""
         set_log_level(config.wm_log_level)
+        placement.check_own_gpu(config)
         check_environment(config, self.env_creator)
         request = self.default_resource_request(config)
         placement.check_cluster(request, config)

@@ -65,6 +65,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         """Values of RLlib's own settings that fit small real batches; all can be changed as usual."""
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         self.device = "auto"
+        self.gpu_by_auto = False
         self.seed = 0
         self.wm_log_level = QUIET
         self.wm_run_name: str | None = None
@@ -234,12 +235,17 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             self.evaluation_config = {**own, "num_envs_per_env_runner": min(MAX_LANES, share)}
 
     def _choose_device(self) -> None:
-        """`device` in RLlib's terms: the learner's GPU. "auto" can only see the GPU of this process."""
-        wants = self.device == "cuda" or (
-            self.device == "auto" and self.num_learners == 0 and torch.cuda.is_available()
-        )
-        if wants and not self.num_gpus_per_learner:
+        """`device` in RLlib's terms: the learner's GPU. "auto" can only see the GPU of this process.
+
+        A checkpoint may have come from a machine on which "auto" found one.
+        """
+        sees_one = self.device == "auto" and self.num_learners == 0 and torch.cuda.is_available()
+        if self.gpu_by_auto and not sees_one:
+            self.learners(num_gpus_per_learner=0)
+            self.gpu_by_auto = False
+        if (self.device == "cuda" or sees_one) and not self.num_gpus_per_learner:
             self.learners(num_gpus_per_learner=1)
+            self.gpu_by_auto = sees_one
 
     @property
     def pixel_settings(self) -> PixelSettings:

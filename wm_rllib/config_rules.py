@@ -54,6 +54,7 @@ def _of_rllib(config: Any) -> Iterator[str]:
             f"num_gpus_per_env_runner = {config.num_gpus_per_env_runner} must be 0: env runners compute V, M and C on "
             "the CPU. Fix: leave it out; num_gpus_per_learner and num_gpus_per_dreamer give GPUs to those who gain."
         )
+    yield from _of_gpus(config)
     if config.evaluation_duration_unit != "episodes":
         yield (
             f"evaluation_duration_unit = {config.evaluation_duration_unit!r} must be 'episodes': evaluations play "
@@ -75,6 +76,29 @@ def _of_rllib(config: Any) -> Iterator[str]:
         yield (
             "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
             "use_lstm False."
+        )
+
+
+def _of_gpus(config: Any) -> Iterator[str]:
+    """What Ray or NCCL would say no to only when actors start."""
+    learner, dreamer = config.num_gpus_per_learner, config.num_gpus_per_dreamer
+    if config.device == "cpu" and learner and not config.gpu_by_auto:
+        yield (
+            f"device = 'cpu' has learners compute on the CPU, but num_gpus_per_learner = {learner:g} asks for GPUs. "
+            "Fix: num_gpus_per_learner 0, or device auto."
+        )
+    if config.num_learners > 1 and learner % 1:
+        yield (
+            f"num_gpus_per_learner = {learner:g} must be whole where num_learners = {config.num_learners}: NCCL has no "
+            "two learners on one GPU. Fix: num_gpus_per_learner 1, or num_learners 1."
+        )
+    for name, amount in (("num_gpus_per_learner", learner), ("num_gpus_per_dreamer", dreamer)):
+        if amount > 1 and amount % 1:
+            yield f"{name} = {amount:g} must be whole above 1: Ray shares one GPU, not several. Fix: {amount // 1:g}."
+    if dreamer and not config.num_dreamers:
+        yield (
+            f"num_gpus_per_dreamer = {dreamer:g} is for dreamers that are actors, but num_dreamers = 0 dreams in the "
+            "algorithm's own process, on the CPU. Fix: num_dreamers of 1 or more, or num_gpus_per_dreamer 0."
         )
 
 

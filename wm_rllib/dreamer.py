@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ from wm_rllib.precision import FLOAT32, dtype_of
 from wm_rllib.seeding import seed_process
 
 logger = logging.getLogger(__name__)
+
+GPU_ERRORS: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+"""An illegal access, an ECC error and the like (not: no memory), of which a process does not recover; torch 2.8 on."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,8 @@ class Dreamer(FaultAwareApply):
             self._heap.trim()
         except Exception as error:
             logger.exception("a dream failed")
+            if self._device.type == "cuda" and isinstance(error, GPU_ERRORS):
+                os._exit(1)  # after an error of the GPU's every call fails in this process; Ray starts another one
             return Failure.of(error)
         seconds = time.perf_counter() - start
         logger.debug("dreamed %s rows in %.3f s", request.rows, seconds)

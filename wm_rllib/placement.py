@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+import torch
 from ray.autoscaler.sdk import request_resources
 from ray.tune import PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -74,6 +75,22 @@ def check_cluster(request: PlacementGroupFactory, config: Any, patience_s: float
         request_resources(bundles=[])
 
 
+def check_own_gpu(config: Any) -> None:
+    """Raises if the learner is in this process and is to have a GPU, and there is none: Ray reserves nothing for it.
+
+    Raises:
+        ValueError: Naming what asks for it.
+    """
+    wanted = config.num_gpus_per_learner or config.device == "cuda"
+    if config.num_learners or not wanted or torch.cuda.is_available():
+        return
+    raise ValueError(
+        f"device = {config.device!r} with num_gpus_per_learner = {config.num_gpus_per_learner:g} asks for a GPU, and "
+        "the learner is in this process (num_learners 0), which sees no GPU. Fix: device auto (--device auto) and "
+        "num_gpus_per_learner 0, or num_learners 1 where another machine of the cluster has one."
+    )
+
+
 def wait_for_resources(
     needed: dict[str, float], patience_s: float, bundles: Sequence[Mapping[str, float]] = ()
 ) -> None:
@@ -87,8 +104,7 @@ def wait_for_resources(
         if time.monotonic() >= deadline:
             raise ClusterTooSmallError(
                 f"the cluster cannot meet the request: {', '.join(missing)}. Use fewer env runners, dreamers or "
-                "learners, ask for fractions (env_runners.num_cpus_per_env_runner, dreamers.num_cpus_per_dreamer, "
-                "ppo.num_cpus_per_learner), or add nodes. Nodes that need longer to start: raise "
+                f"learners, ask for {_less_of(missing)}, or add nodes. Nodes that need longer to start: raise "
                 "cluster.timeout_s."
             )
         time.sleep(1.0)
@@ -101,6 +117,15 @@ def _missing(needed: dict[str, float]) -> list[str]:
         for name, amount in needed.items()
         if amount > has.get(name, 0.0) + 1e-9
     ]
+
+
+def _less_of(missing: Sequence[str]) -> str:
+    """The settings that ask for what is missing."""
+    gpus = "no GPU on a machine without one (ppo.num_gpus_per_learner, dreamers.num_gpus_per_dreamer)"
+    cpus = "fractions (env_runners.num_cpus_per_env_runner, dreamers.num_cpus_per_dreamer, ppo.num_cpus_per_learner)"
+    lacks_gpus = any(" GPU" in line for line in missing)
+    lacks_others = any(" GPU" not in line for line in missing)
+    return " and ".join([gpus] * lacks_gpus + [cpus] * lacks_others)
 
 
 def _too_large(bundles: Sequence[Mapping[str, float]]) -> list[str]:

@@ -73,6 +73,8 @@ def make_config(name: str, num_env_runners: int) -> Any:
         if name == FEATURES:
             config.world_model(updates_per_step=0.0)
     config.environment("CartPole-v1").training(**PPO_SETTINGS).learners(num_learners=0).debugging(seed=0)
+    if name not in (PPO, PPO_LSTM):
+        config.device = "cpu"  # as RLlib's PPO is, on a machine with a GPU too
     return config.env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=NUM_ENVS)
 
 

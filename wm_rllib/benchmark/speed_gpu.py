@@ -263,9 +263,15 @@ def _percent(fraction: float | None) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is a GPU where there is one."""
+    """The device of a name; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: "cuda", and there is no GPU.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here. Fix: --device cpu, or a CUDA build of torch.")
     return torch.device(name)
 
 
@@ -279,7 +285,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", help="of this code, where it is in no repository")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    device = choose_device(args.device)
+    try:
+        device = choose_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
     if device.type == "cpu":
         torch.set_num_threads(1)  # small sizes on a busy machine: threads would wait for each other
     # Stamped before the first cell: the file is of use even if the last one never comes back.

@@ -90,13 +90,13 @@ def _announce(plan: RunPlan, console: Console) -> None:
 def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
     """Return the algorithm of a plan, with the checkpoint's state if there is one."""
     from wm_rllib.algorithm import WorldModelPPO
-    from wm_rllib.placement import ClusterTooSmallError, check_cluster
+    from wm_rllib.placement import ClusterTooSmallError, check_cluster, check_own_gpu
 
-    _check_own_gpu(plan.config)
     request = WorldModelPPO.default_resource_request(plan.config)
     try:
+        check_own_gpu(plan.config)
         check_cluster(request, plan.config, patience_s=0.0 if local else None)  # a local Ray cannot grow
-    except ClusterTooSmallError as error:
+    except (ClusterTooSmallError, ValueError) as error:
         raise CommandError(str(error)) from None
     algorithm = plan.config.copy(copy_frozen=False).build_algo()
     # Ray makes a folder in ~/ray_results for every algorithm; ours stays empty, the run folder has everything.
@@ -104,17 +104,6 @@ def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
         Path(algorithm.logdir).rmdir()
     trainable: TrainableAlgorithm = algorithm
     return trainable
-
-
-def _check_own_gpu(config: Any) -> None:
-    """Make sure that a learner in this process has the GPU that it is to use."""
-    import torch
-
-    if config.device == "cuda" and not config.num_learners and not torch.cuda.is_available():
-        raise CommandError(
-            "device is cuda, and the learner is in this process (ppo.num_learners 0), which sees no GPU. Fix: "
-            "--device auto, or ppo.num_learners 1 where another machine of the cluster has one."
-        )
 
 
 def train(

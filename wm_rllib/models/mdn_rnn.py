@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,8 +41,8 @@ TOLERATED_GROWTH = 3.0
 REWARD, LAST_REWARD, TERMINATION = 0, 1, 2
 """Columns of the outcome head's output."""
 
-
-ENDS_WITHIN = (1, 2, 4, 8, 16)
+NUM_ENDS = 5
+ENDS_WITHIN = tuple(2**k for k in range(NUM_ENDS))
 """Steps in which the head on h says whether the episode ends. The first is what dreams ask for; from the others h
 learns of dangers that are far, which the first, with one end in a hundred steps, would hardly teach it."""
 
@@ -94,9 +95,7 @@ class MDNRNN(nn.Module):
         self.ensemble = Ensemble(input_dim, config.latent_dim, config.ensemble_size) if config.ensemble_size else None
         self.outcome_ensemble = OutcomeEnsemble(input_dim, config.ensemble_size) if config.ensemble_size else None
         self.outcome_head = mlp(input_dim + config.latent_dim, config.head_hidden_dims, 3)
-        self.ends_head = (
-            mlp(head_input, config.head_hidden_dims, len(ENDS_WITHIN)) if config.ends_from == "memory" else None
-        )
+        self.ends_head = mlp(head_input, config.head_hidden_dims, NUM_ENDS) if config.ends_from == "memory" else None
 
     @torch.no_grad()
     def set_normalisation(
@@ -203,7 +202,10 @@ class MDNRNN(nn.Module):
         """All of h_1 .. h_T [B, T, D], and the last state, of z_0 .. z_{T-1} [B, T, Z] and a_0 .. a_{T-1} [B, T, A]."""
         if state is None:
             state = self.initial_state(z.shape[0])
-        output, (h, c) = self.lstm(torch.cat([z, action], -1), (state[0].unsqueeze(0), state[1].unsqueeze(0)))
+        inputs = torch.cat([z, action], -1).to(next(self.lstm.parameters()).dtype)
+        # Under autocast cuDNN's LSTM would compute in float16 whatever autocast is told, and small gradients be lost.
+        with torch.autocast("cuda", enabled=False) if inputs.is_cuda else nullcontext():
+            output, (h, c) = self.lstm(inputs, (state[0].unsqueeze(0), state[1].unsqueeze(0)))
         return output, (h.squeeze(0), c.squeeze(0))
 
     def predict(self, next_h: Tensor, z: Tensor, action: Tensor) -> MixtureParams:
@@ -384,7 +386,7 @@ def _later_ends_loss(logits: Tensor, ends: Tensor, mask: Tensor, rows: Tensor) -
     length, ended = mask.sum(1, keepdim=True), ends.any(1, keepdim=True)
     left = (length - steps).flatten()[rows, None]  # of the sequence, this step included
     ended = ended.expand_as(mask).flatten()[rows, None]
-    within = torch.tensor(ENDS_WITHIN[1:], device=mask.device)
+    within = 2 ** torch.arange(1, NUM_ENDS, device=mask.device)  # of a list, it would be copied from the host
     known = (ended | (left >= within)).to(logits)
     target = (ended & (left <= within)).to(logits)
     errors = nn.functional.binary_cross_entropy_with_logits(logits, target, weight=known, reduction="none")

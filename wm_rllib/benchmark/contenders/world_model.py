@@ -58,7 +58,7 @@ def make_config(job: Job, values: Mapping[str, Any]) -> Any:
     from wm_rllib.cli.plan import register_env
     from wm_rllib.config import WorldModelPPOConfig
 
-    config = WorldModelPPOConfig()
+    config = WorldModelPPOConfig().learners(device="cpu")  # as the others are, on a machine with a GPU too
     apply_to_config(config, values)
     config.env, config.env_config, config.seed = job.env_id, dict(job.env_config), job.seed
     apply_to_config(config, job.pixels.to_values())
