@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_replay import chunk
 from tiny_models import HIDDEN_DIM, LATENT_DIM, mdn_config, sequences, world_model
 from torch import Tensor
 from torch.nn import functional
@@ -14,9 +15,10 @@ from wm_rllib.models import MDNRNN
 from wm_rllib.models.imagining import draw_step_noise, imagined_step
 from wm_rllib.models.judging import Windows
 from wm_rllib.models.lookahead import Lookahead, PlainSimulation
-from wm_rllib.models.mdn_rnn import ENDS_WITHIN, _later_ends_loss
+from wm_rllib.models.mdn_rnn import ENDS_WITHIN, Ahead, _later_ends_loss
 from wm_rllib.models.mixture import mixture_nll
 from wm_rllib.models.trust import end_probabilities
+from wm_rllib.replay import MASK, STEPS_LEFT, TERMINATES, SequenceReplay, _ahead
 
 ROWS, TIME = 5, 4
 
@@ -47,10 +49,10 @@ def test_losses_by_the_book():
 
 
 def test_later_ends_by_the_book():
-    """Where a sequence that has not ended stops, what comes within more steps than it has is not known."""
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
-    ends = torch.zeros(3, 5, dtype=torch.bool)
-    ends[1, 2] = True
+    """Where an episode that has not ended is not known any further, what comes within more steps is not known."""
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
+    steps_left, terminates = [9, 3, 20], [False, True, True]  # of the episode, from a row's first step on
+    ahead = Ahead(torch.tensor(steps_left)[:, None] - torch.arange(5), torch.tensor(terminates))
     rows = mask.flatten().nonzero().squeeze(-1)
     logits = torch.randn(len(rows), len(ENDS_WITHIN) - 1)
     expected = torch.zeros(())
@@ -58,13 +60,35 @@ def test_later_ends_by_the_book():
         errors = []
         for row, place in enumerate(rows.tolist()):
             episode, t = divmod(place, 5)
-            left = int(mask[episode].sum()) - t
-            has_ended = bool(ends[episode].any())
-            if has_ended or left >= within:
-                target = torch.tensor(float(has_ended and left <= within))
+            left = steps_left[episode] - t
+            if terminates[episode] or left >= within:
+                target = torch.tensor(float(terminates[episode] and left <= within))
                 errors.append(functional.binary_cross_entropy_with_logits(logits[row, column], target))
         expected = expected + (torch.stack(errors).mean() if errors else 0.0)
-    torch.testing.assert_close(_later_ends_loss(logits, ends, mask, rows), expected)
+    torch.testing.assert_close(_later_ends_loss(logits, ahead, rows), expected)
+
+
+def test_sequences_are_whole_where_nothing_else_is_said():
+    mdn = MDNRNN(mdn_config(ends_from="memory")).eval()
+    z, action, reward, terminated, mask = batch()
+    left = mask.sum(1, keepdim=True) - torch.arange(TIME)
+    same = mdn.losses(z, action, reward, terminated, mask, ahead=Ahead(left, terminated.any(1)))
+    assert torch.equal(mdn.losses(z, action, reward, terminated, mask).total, same.total)
+    further = mdn.losses(z, action, reward, terminated, mask, ahead=Ahead(left + 7, terminated.any(1)))
+    assert further.termination == same.termination and further.total != same.total
+
+
+def test_what_is_learned_of_later_ends_does_not_depend_on_the_place_in_a_sequence():
+    """At each place the same share of the steps of which it is known is said to end soon: M cannot learn to count."""
+    length, within, num_steps = 8, 4, 40
+    replay = SequenceReplay(100_000, 0)
+    replay.add([chunk(i, 0, num_steps, "terminated") for i in range(20)])
+    windows = replay._windows_anywhere(20_000, length)
+    arrays = {**replay._gather(windows, length, align_end=False), **_ahead(windows, length)}
+    mask, left = arrays[MASK], arrays[STEPS_LEFT]
+    known = arrays[TERMINATES][:, None] | (left >= within)
+    soon = [(left[:, t] <= within)[mask[:, t] & known[:, t]].mean() for t in range(length)]
+    assert soon == pytest.approx([within / num_steps] * length, abs=0.04)
 
 
 def test_what_comes_after_an_end_is_nothing_to_the_mixture():

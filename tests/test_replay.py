@@ -14,7 +14,14 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from wm_rllib.frame_store import LEAST_SLABS, FrameStore, Storage
-from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID, SequenceReplay, with_observations
+from wm_rllib.replay import (
+    MASK,
+    STEPS_LEFT,
+    TERMINATES,
+    WORLD_MODEL_MODULE_ID,
+    SequenceReplay,
+    with_observations,
+)
 from wm_rllib.replay_service import ReplayService, as_fit_batch
 
 LENGTH = 6
@@ -114,6 +121,30 @@ def test_every_step_is_drawn_about_equally_often():
     relative = {step: count / inside for step, count in counts.items()}
     assert min(relative.values()) > 0.4
     assert max(relative.values()) < 2.0
+
+
+def test_sequences_say_how_much_is_stored_beyond_them():
+    arrays = filled().sample_sequences(300, LENGTH)
+    for row in range(300):
+        for at, (number, t) in enumerate(steps_of(arrays, row)):
+            assert arrays[STEPS_LEFT][row, at] == LENGTHS[number] - t
+            assert arrays[TERMINATES][row] == (number in (1, 2))
+
+
+@pytest.mark.parametrize("length", [1, 5, 60])
+def test_windows_anywhere_hold_every_step_equally_often(length: int):
+    replay = SequenceReplay(1000, 0)
+    lengths = {1: 40, 2: 12, 3: 1}
+    replay.add([chunk(number, 0, steps, "terminated") for number, steps in lengths.items()])
+    counts = {(number, t): 0 for number, steps in lengths.items() for t in range(steps)}
+    windows = replay._windows_anywhere(20_000, length)
+    for episode, start, stop in windows:
+        assert 0 <= start < stop <= len(episode) and stop - start <= length
+        for t in range(start, stop):
+            counts[int(episode.id_), t] += 1
+    expected = sum(counts.values()) / len(counts)
+    assert min(counts.values()) > expected - 5 * expected**0.5
+    assert max(counts.values()) < expected + 5 * expected**0.5
 
 
 def test_ends_are_drawn_as_often_as_they_come():

@@ -18,6 +18,9 @@ WORLD_MODEL_MODULE_ID = "world_model"
 MASK = "mask"
 LATENTS = "latents"
 """Column of latents, computed once, in place of observations."""
+STEPS_LEFT, TERMINATES = "steps_left", "terminates"
+"""Columns of sequences: how many steps of the episode are stored from each step on, this one included, and whether the
+last of them terminates."""
 REACH, GREEDY = "reach", "greedy"
 """Columns of newest windows; see `SequenceReplay.newest_windows`."""
 
@@ -188,19 +191,23 @@ class SequenceReplay(EpisodeReplayBuffer):
         fewer of them. Ends are not drawn more often than they come: M would believe in more of them than there are.
 
         Returns:
-            obs [N, length + 1, *O], actions [N, length, ...], rewards, terminateds and mask [N, length].
+            obs [N, length + 1, *O], actions [N, length, ...], rewards, terminateds and mask [N, length], steps_left
+            [N, length] and terminates [N]: what of the episode is stored beyond the sequence.
         """
         windows = [self._window_around_random_step(length) for _ in range(num_sequences)]
-        return self._gather(windows, length, align_end=False)
+        return {**self._gather(windows, length, align_end=False), **_ahead(windows, length)}
 
     def sample_latent_sequences(self, num_sequences: int, length: int) -> Arrays:
         """As `sample_sequences`, but the latents [N, length + 1, Z] of frames in place of observations.
 
+        Each stored step is in a sequence as often as any other: sequences begin anywhere, also before an episode's
+        first step, and what lies outside of the episode is cut off. (Those of `sample_sequences` are longer.)
+
         Raises:
             LookupError: Some frame has no latent.
         """
-        windows = [self._window_around_random_step(length) for _ in range(num_sequences)]
-        return self._gather(windows, length, align_end=False, latents=True)
+        windows = self._windows_anywhere(num_sequences, length)
+        return {**self._gather(windows, length, align_end=False, latents=True), **_ahead(windows, length)}
 
     def sample_frames(self, count: int) -> np.ndarray:
         """Frames drawn evenly, each behind the one before it in its episode: [N, 2, *O].
@@ -293,6 +300,18 @@ class SequenceReplay(EpisodeReplayBuffer):
         episode, t = self._random_step()
         start = max(0, t - int(self.rng.integers(length)))
         return episode, start, min(start + length, len(episode))
+
+    def _windows_anywhere(self, count: int, length: int) -> list[tuple[SingleAgentEpisode, int, int]]:
+        """The parts within episodes of windows of `length` steps that have at least one of them."""
+        episodes = list(self.episodes)
+        places_until = np.cumsum([len(episode) + length - 1 for episode in episodes])
+        places = self.rng.integers(places_until[-1], size=count)
+        windows = []
+        for index, place in zip(np.searchsorted(places_until, places, side="right"), places, strict=True):
+            num_steps = len(episodes[index])
+            start = num_steps - int(places_until[index] - place)  # 1 - length at the earliest
+            windows.append((episodes[index], max(0, start), min(start + length, num_steps)))
+        return windows
 
     def _gather(self, windows: list[Any], length: int, *, align_end: bool, latents: bool = False) -> Arrays:
         observations, actions, _ = _episode_arrays(windows[0][0])
@@ -390,6 +409,13 @@ def _has_images(episode: SingleAgentEpisode) -> bool:
 
 def _positive(scale: float) -> float:
     return float(scale) if scale > 1e-6 else 1.0
+
+
+def _ahead(windows: list[tuple[SingleAgentEpisode, int, int]], length: int) -> Arrays:
+    """Columns of what is stored of episodes beyond windows (episode, start, stop); see `STEPS_LEFT`."""
+    left = np.array([len(episode) - start for episode, start, _ in windows], np.int32)
+    terminates = np.array([episode.is_terminated for episode, _, _ in windows], bool)
+    return {STEPS_LEFT: left[:, None] - np.arange(length, dtype=np.int32), TERMINATES: terminates}
 
 
 def _episode_arrays(episode: SingleAgentEpisode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

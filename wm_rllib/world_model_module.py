@@ -13,10 +13,10 @@ from torch import Tensor
 
 from wm_rllib.gradient_steps import LENGTHS
 from wm_rllib.models.config import WorldModelConfig
-from wm_rllib.models.mdn_rnn import MDNRNNLosses
+from wm_rllib.models.mdn_rnn import Ahead, MDNRNNLosses
 from wm_rllib.models.vae import VAELosses
 from wm_rllib.models.world_model import SequenceBatch, WorldModel
-from wm_rllib.replay import LATENTS, MASK
+from wm_rllib.replay import LATENTS, MASK, STEPS_LEFT, TERMINATES
 
 WORLD_MODEL_CONFIG = "world_model_config"
 """Key of the module's `model_config` that holds its `WorldModelConfig`."""
@@ -47,6 +47,7 @@ class WorldModelRLModule(TorchRLModule, SelfSupervisedLossAPI):
             batch[Columns.TERMINATEDS],
             batch[MASK],
             batch.get(LENGTHS),
+            Ahead(batch[STEPS_LEFT], batch[TERMINATES]) if STEPS_LEFT in batch else None,
         )
         if LATENTS in batch:
             mdn = self.world_model.latent_losses(batch[LATENTS], sequences)

@@ -30,6 +30,24 @@ class MDNRNNLosses:
     termination: Tensor
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What comes after each step of sequences, beyond where they stop.
+
+    steps_left [B, T]: steps of the episode that are known from this one on, this one included; anything on padding.
+    terminates [B] bool: whether the last of them ends the episode.
+    """
+
+    steps_left: Tensor
+    terminates: Tensor
+
+    @classmethod
+    def of_whole(cls, terminated: Tensor, mask: Tensor) -> Ahead:
+        """Of sequences [B, T] that are all that is known of their episodes, from some step on."""
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        return cls(mask.sum(1, keepdim=True) - steps, terminated.any(1))
+
+
 SMALLEST_CHANGE = 1e-3
 """Of a latent from one step to the next, that is worth predicting."""
 SMALLEST_OUTCOME_UNIT = 0.03
@@ -284,6 +302,7 @@ class MDNRNN(nn.Module):
         terminated: Tensor,
         mask: Tensor,
         num_real: int | None = None,
+        ahead: Ahead | None = None,
     ) -> MDNRNNLosses:
         """Losses of sequences that each lie within one episode.
 
@@ -294,6 +313,8 @@ class MDNRNN(nn.Module):
             terminated: [B, T] bool; truncation is not termination.
             mask: [B, T] bool; False on padding, which comes last in a row.
             num_real: How many in `mask` are True, if the host knows.
+            ahead: What the head on h, if there is one, learns of ends that are further off. None: the sequences are all
+                that is known of their episodes.
 
         Returns:
             Means over the unmasked transitions: `nll` in nats, `reward` half squared error in normalised units,
@@ -305,7 +326,8 @@ class MDNRNN(nn.Module):
         hidden, _ = self.unroll(noisy, action)
         # Heads see the transitions that happened and no others: with short episodes, half of a batch is padding.
         rows = places(mask, num_real)
-        ends = terminated
+        if ahead is None:
+            ahead = Ahead.of_whole(terminated, mask)
         hidden, noisy, shift, now, after, action, reward, terminated = (
             x.flatten(0, 1)[rows] for x in (hidden, noisy, shift, z[:, :-1], z[:, 1:], action, reward, terminated)
         )
@@ -320,7 +342,7 @@ class MDNRNN(nn.Module):
         if self.ends_head is not None:
             logits = self.ends_head(torch.cat([hidden, noisy, action], -1)).float()
             outcome = replace(outcome, termination_logit=logits[:, 0])
-            later_ends = _later_ends_loss(logits[:, 1:], ends, mask, rows)
+            later_ends = _later_ends_loss(logits[:, 1:], ahead, rows)
         reward_loss = _mean(truth.reward_error(outcome))
         termination_loss = _mean(truth.termination_error(outcome))
         positive_weight = self.config.termination_positive_weight
@@ -371,24 +393,22 @@ class MDNRNN(nn.Module):
         )
 
 
-def _later_ends_loss(logits: Tensor, ends: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+def _later_ends_loss(logits: Tensor, ahead: Ahead, rows: Tensor) -> Tensor:
     """Cross-entropy of whether episodes end within all but the first of `ENDS_WITHIN`; their sum, means over steps.
 
-    Where a sequence stops before it could be told, and has not ended, nothing is learned.
+    Nothing is learned where that is not known. It must not depend on where in its sequence a step is: by what a
+    sequence itself shows, its last steps would be known where it ends and not where it goes on, and M learn to count.
 
     Args:
         logits: [N, E - 1], of the steps that happened.
-        ends: [B, T] bool; in a row at most its last real step.
-        mask: [B, T] bool; steps that happened, which come first.
-        rows: [N], where these are in [B T].
+        ahead: Of the sequences, B of T steps.
+        rows: [N], where the steps are in [B T].
     """
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    length, ended = mask.sum(1, keepdim=True), ends.any(1, keepdim=True)
-    left = (length - steps).flatten()[rows, None]  # of the sequence, this step included
-    ended = ended.expand_as(mask).flatten()[rows, None]
-    within = 2 ** torch.arange(1, NUM_ENDS, device=mask.device)  # of a list, it would be copied from the host
-    known = (ended | (left >= within)).to(logits)
-    target = (ended & (left <= within)).to(logits)
+    left = ahead.steps_left.flatten()[rows, None]
+    ends = ahead.terminates[:, None].expand_as(ahead.steps_left).flatten()[rows, None]
+    within = 2 ** torch.arange(1, NUM_ENDS, device=left.device)  # of a list, it would be copied from the host
+    known = (ends | (left >= within)).to(logits)
+    target = (ends & (left <= within)).to(logits)
     errors = nn.functional.binary_cross_entropy_with_logits(logits, target, weight=known, reduction="none")
     return (errors.sum(0) / known.sum(0).clamp(min=1.0)).sum()
 

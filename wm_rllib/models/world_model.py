@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wm_rllib.models.config import WorldModelConfig, load_class
 from wm_rllib.models.conv_vae import ConvolutionalVAE, is_image
 from wm_rllib.models.fused import can_fuse_step, fused_burn_in
-from wm_rllib.models.mdn_rnn import MDNRNN, MDNRNNLosses, State
+from wm_rllib.models.mdn_rnn import MDNRNN, Ahead, MDNRNNLosses, State
 from wm_rllib.models.vae import VAELosses, VariationalAutoencoder
 from wm_rllib.spaces import ActionCodec
 
@@ -23,6 +23,7 @@ class SequenceBatch:
     observations [B, T + 1, *O], actions [B, T, ...] in policy space, rewards [B, T], terminateds [B, T] bool,
     mask [B, T] bool (True on transitions that happened). observations are None where latents are given beside.
     lengths: how many happened in each row, B, if the host knows.
+    ahead: what comes after each step of the episode, or None; see `MDNRNN.losses`.
     """
 
     observations: Tensor | None
@@ -31,6 +32,7 @@ class SequenceBatch:
     terminateds: Tensor
     mask: Tensor
     lengths: Sequence[int] | None = None
+    ahead: Ahead | None = None
 
     @property
     def num_transitions(self) -> int | None:
@@ -141,7 +143,8 @@ class WorldModel(nn.Module):
     def latent_losses(self, z: Tensor, batch: SequenceBatch) -> MDNRNNLosses:
         """M's losses on latents [B, T + 1, Z]; of the batch everything but the observations is read."""
         encoded = self.codec.encode(batch.actions)
-        return self.mdn_rnn.losses(z, encoded, batch.rewards, batch.terminateds, batch.mask, batch.num_transitions)
+        rows = batch.rewards, batch.terminateds, batch.mask
+        return self.mdn_rnn.losses(z, encoded, *rows, batch.num_transitions, batch.ahead)
 
 
 def latent_changes(z: Tensor, mask: Tensor) -> Tensor:
