@@ -189,7 +189,8 @@ def test_only_dreams_and_updates(build):
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_resumed_equals_the_run_that_went_on(build, tmp_path):
-    config = dream_only(evaluation_interval_iterations=3, evaluation_max_dream_steps=9)
+    last = 6 * ROUNDS * ROWS
+    config = dream_only(evaluation_interval_iterations=3, evaluation_max_dream_steps=9, lr=[[0, 1e-2], [last, 1e-3]])
 
     def row_of(result):
         row = progress_row(result)
@@ -205,6 +206,11 @@ def test_resumed_equals_the_run_that_went_on(build, tmp_path):
     assert_equal(snapshot(resumed), snapshot(never_killed))
     evaluated = [row["mixed_iterations"] for row in rows if row["evaluation/episode_return_mean"] is not None]
     assert evaluated == [3, 6]
+    # Schedules go by imagined rows: an iteration reports its first rate, set after the update before.
+    rates = np.array([row["learning_rates/policy"] for row in rows if row["mixed_iterations"]])[1:]
+    at = np.array([ROUNDS * done - 1 for done in range(1, len(rates) + 1)]) * ROWS
+    expected = np.interp(at, [0, last], [1e-2, 1e-3])
+    assert rates / rates[0] == pytest.approx(expected / expected[0])
 
 
 @pytest.mark.integration

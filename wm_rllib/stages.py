@@ -98,8 +98,13 @@ class Stages:
 
     @property
     def timesteps(self) -> dict[str, int]:
-        """What RLlib's schedules go by."""
-        return {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.parts.state.num_env_steps}
+        """What schedules of learning rates and of the entropy's weight go by.
+
+        Real steps; imagined rows where C learns in the dream alone, since real steps stand still then.
+        """
+        state = self.parts.state
+        steps = state.num_env_steps if self.config.online_collection else state.num_imagined_rows
+        return {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
 
     def seed(self, stage: str) -> int | None:
         """Seed of a stage of this iteration, or None."""
@@ -309,6 +314,7 @@ class Stages:
         if not self.report.add_update(self.parts.metrics, self.num_shards, harvest):
             logger.warning("update skipped: all rows of a learner were lost with their processes")
             return
+        self.parts.state.num_imagined_rows += self.report.rounds[-1][1]
         lost = sum(real_rows) + sum(imagined) - sum(self.report.rounds[-1])
         if lost:
             self.report.lost_rows += lost

@@ -31,6 +31,7 @@ class TrainingState:
         policy_version: Grows by one with each policy update.
         sequence: Number of the newest record at the parameter server; never goes back.
         num_ends: Episodes that have terminated so far.
+        num_imagined_rows: Imagined rows in policy updates so far.
         published_at: Iteration in which each recent record was published, by sequence number.
         pending_updates: Fraction of a world-model gradient step that the next fit owes.
         num_evaluations: Evaluations so far; each plays episodes of its own.
@@ -49,6 +50,7 @@ class TrainingState:
     phase: Phase = Phase.RANDOM
     num_env_steps: int = 0
     num_ends: int = 0
+    num_imagined_rows: int = 0
     world_model_version: int = 0
     policy_version: int = 0
     sequence: int = 0
