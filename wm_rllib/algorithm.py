@@ -79,10 +79,15 @@ class WorldModelPPO(EvaluatedPPO):
         """Builds RLlib's parts, then the parameter server, the replay and the dreamers."""
         set_log_level(config.wm_log_level)
         placement.check_own_gpu(config)
-        check_environment(config, self.env_creator)
+        unmade = check_environment(config, self.env_creator)
         request = self.default_resource_request(config)
         placement.check_cluster(request, config)
-        super().setup(config)
+        try:
+            super().setup(config)
+        except IndexError as error:
+            if unmade is None:
+                raise
+            raise unmade from error  # RLlib says no more than that no env runner came up
         self._state = TrainingState(phase=Phase.RANDOM)
         self._nodes = NodeWatch()
         self._evaluation_failures = FailureCounter("evaluation env runner", EnvRunnerError)

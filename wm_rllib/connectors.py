@@ -16,6 +16,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from wm_rllib.environment_errors import EnvironmentContractError
 from wm_rllib.fresh import Fresh
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.conv_vae import FRAMES_AT_ONCE
@@ -269,8 +270,8 @@ def _raw_chunk(episode: SingleAgentEpisode, track: Track) -> SingleAgentEpisode:
     ).to_numpy()
 
 
-def _not_finite(what: str, value: float) -> ValueError:
-    return ValueError(
+def _not_finite(what: str, value: float) -> EnvironmentContractError:
+    return EnvironmentContractError(
         f"the environment returned {what} of {value}, and nothing computed with it could be learned from. Fix: the "
         "environment, or a wrapper around it."
     )

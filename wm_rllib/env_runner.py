@@ -169,10 +169,9 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         self.features.random_actions = request.random_actions
         if self.features.needs_refresh and not request.random_actions:
             self._refresh_features(vae_changed=True)
-        steps = request.num_timesteps
         num_greedy = self._act_greedily(int(request.greedy_fraction * self.num_envs))
         with one_thread():
-            episodes = self._sample_randomly(request) if request.random_actions else self.sample(num_timesteps=steps)
+            episodes = self._sample_asked(request)
         raw = self.features.take_raw(episodes, self._ongoing_episodes, num_greedy)
         self._thin_out_ongoing()
         logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
@@ -263,6 +262,22 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         for chunks in self._ongoing_episodes_for_metrics.values():
             if chunks and chunks[-1].t_started > MAX_REPLAYED:
                 chunks[-1] = without_features(chunks[-1])
+
+    def _sample_asked(self, request: CollectRequest) -> list[SingleAgentEpisode]:
+        """RLlib's.
+
+        Raises:
+            RuntimeError: The environment raised an error, which RLlib tells nobody but the log.
+        """
+        try:
+            if request.random_actions:
+                return self._sample_randomly(request)
+            return self.sample(num_timesteps=request.num_timesteps)
+        except RuntimeError as error:
+            cause = error.__cause__
+            if error.args or cause is None:
+                raise
+            raise RuntimeError(f"the environment's step() raised {type(cause).__name__}: {cause}") from cause
 
     def _sample_randomly(self, request: CollectRequest) -> list[SingleAgentEpisode]:
         """RLlib's random actions, each held for a while if that is asked for."""

@@ -11,6 +11,8 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
+from wm_rllib.environment_errors import EnvironmentContractError
+from wm_rllib.environment_probe import probe
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.pixels import PixelError
 
@@ -22,8 +24,8 @@ ONE_BY_ONE = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
 NO_MULTI_AGENT = "multi-agent environments are not supported: WorldModelPPO has one policy and one world model."
 
 
-def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> None:
-    """Makes the environment once, and raises unless this algorithm can learn it.
+def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Exception | None:
+    """Makes the environment once, takes a step in it, and raises unless this algorithm can learn it.
 
     One that this process cannot make (a head node may lack its packages) is left to remote env runners.
 
@@ -31,10 +33,16 @@ def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Non
         config: A `WorldModelPPOConfig`.
         make_env: RLlib's creator of the environment.
 
+    Returns:
+        Why it could not be made here, if it could not: if remote env runners cannot either, that is the reason.
+
     Raises:
-        ValueError: It has several agents, or spaces that are not supported, or pixel settings do not fit it.
+        ValueError: There is none, or it has several agents, or spaces that are not supported, or does not do as
+            Gymnasium's interface says, or pixel settings do not fit it.
         Exception: Whatever making it raised, where the only env runner is in this process.
     """
+    if config.env is None:
+        raise ValueError('no environment is set. Fix: config.environment("CartPole-v1"), or one of your own.')
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
     except PixelError:
@@ -43,13 +51,33 @@ def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Non
         if not config.num_env_runners and gym.VectorizeMode(config.gym_env_vectorize_mode) in ONE_BY_ONE:
             raise
         logger.info("the environment was not checked, since it cannot be made here: %s", error)
-        return
+        return error
     try:
         if isinstance(env, MultiAgentEnv):
             raise ValueError(NO_MULTI_AGENT)
         spaces = (config.observation_space or env.observation_space, config.action_space or env.action_space)
+        _check_spaces(config, spaces)
+        if spaces == (env.observation_space, env.action_space):
+            _probe(env, config.num_env_runners)
     finally:
         env.close()
+    return None
+
+
+def _probe(env: Any, num_env_runners: int) -> None:
+    try:
+        probe(env, env.observation_space, env.action_space)
+    except EnvironmentContractError:
+        raise
+    except Exception as error:  # the environment's own; remote env runners try again
+        if not num_env_runners:
+            raise
+        logger.warning("the environment raised %s: %s", type(error).__name__, error)
+
+
+def _check_spaces(config: Any, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
+    if 0 in (spaces[0].shape or ()):
+        raise ValueError(f"observations of shape {spaces[0].shape} hold nothing. Fix: the environment, or a wrapper.")
     if config.overlap and is_image(spaces[0].shape or ()) and config.vae_online_lr_fraction:
         raise ValueError(
             "overlap = True orders dreams ahead from latents of images, and vae_online_lr_fraction = "

@@ -16,6 +16,7 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import add_dream, add_report
 from wm_rllib.cli.output import LOG_LEVELS, configure_output
 from wm_rllib.cli.ray_session import cluster_address
+from wm_rllib.environment_errors import EnvironmentContractError
 from wm_rllib.settings import SettingError
 
 MODULES = {"plan": "planner"}
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's last flush would fail, too
         return 141
-    except (CommandError, SettingError) as error:
+    except (CommandError, SettingError, EnvironmentContractError) as error:
         print(f"wm_rllib: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,0 +1,161 @@
+"""An environment that breaks its promises is one clear message, before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from wm_rllib import WorldModelPPOConfig
+from wm_rllib.environment_errors import EnvironmentContractError
+from wm_rllib.environment_probe import probe
+
+
+class Sound(gym.Env[Any, Any]):
+    """As it should be."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (3,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, config: Any = None):
+        self.given: Any = np.zeros(3, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.given, {}
+
+    def step(self, action: Any) -> Any:
+        return self.given, 1.0, False, False, {}
+
+
+class OldReset(Sound):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.given
+
+
+class NoSeed(Sound):
+    def reset(self) -> Any:  # type: ignore[override]
+        return self.given, {}
+
+
+class OldStep(Sound):
+    def step(self, action: Any) -> Any:
+        return self.given, 1.0, False, {}
+
+
+class OtherShape(Sound):
+    def __init__(self, config: Any = None):
+        self.given = np.zeros(4, np.float32)
+
+
+class OtherShapeLater(Sound):
+    def step(self, action: Any) -> Any:
+        return np.zeros((1, 3)), 1.0, False, False, {}
+
+
+class Fractions(Sound):
+    observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def __init__(self, config: Any = None):
+        self.given = np.zeros((64, 64, 3), np.float32)
+
+
+class NoReward(Sound):
+    def step(self, action: Any) -> Any:
+        return self.given, None, False, False, {}
+
+
+class ManyRewards(Sound):
+    def step(self, action: Any) -> Any:
+        return self.given, np.ones(2), False, False, {}
+
+
+class Raises(Sound):
+    def step(self, action: Any) -> Any:
+        raise KeyError("the valve is stuck")
+
+
+class RaisesLater(Sound):
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps > 5:
+            raise KeyError("the valve is stuck")
+        return super().step(action)
+
+
+class Unmade(Sound):
+    def __init__(self, config: Any = None):
+        raise OSError("no licence")
+
+
+BROKEN: dict[type[Sound], tuple[str, ...]] = {
+    OldReset: ("reset() must return (observation, info)", "ndarray of shape (3,)", "Fix: return observation, {}"),
+    NoSeed: ("reset() must take seed and options", "'seed'"),
+    OldStep: ("step() must return (observation, reward, terminated, truncated, info)", "a tuple of 4"),
+    OtherShape: ("reset() must give observations of the shape of the space, (3,)", "one of shape (4,)"),
+    OtherShapeLater: ("step() must give observations of the shape of the space, (3,)", "one of shape (1, 3)"),
+    Fractions: ("reset() must give observations of the space's uint8", "one of float32"),
+    NoReward: ("step() must return a number as reward", "None"),
+    ManyRewards: ("step() must return a number as reward", "ndarray of shape (2,)"),
+}
+
+
+@pytest.mark.parametrize("env", BROKEN, ids=lambda env: env.__name__)
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_a_broken_promise_is_one_clear_error(env: type[Sound], num_env_runners: int, monkeypatch: pytest.MonkeyPatch):
+    def start(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr("ray.init", start)
+    with pytest.raises(EnvironmentContractError, match="Fix: ") as caught:
+        tiny_config(env, num_env_runners=num_env_runners).build_algo()
+    assert all(words in str(caught.value) for words in BROKEN[env])
+
+
+@pytest.mark.parametrize("given", [np.zeros(3), [0.0, 0.5, 1.0], (0, 1, 0), np.array([True, False, True])], ids=str)
+def test_what_can_be_read_as_the_space_says_is_taken(given: Any):
+    env = Sound()
+    env.given = given
+    probe(env, env.observation_space, env.action_space)
+
+
+def test_errors_of_the_environment_itself_are_its_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("started"))
+    with pytest.raises(KeyError, match="the valve is stuck"):
+        tiny_config(Raises).build_algo()
+
+
+def test_no_environment_is_one_clear_error():
+    with pytest.raises(ValueError, match=r"no environment is set. Fix: config.environment"):
+        WorldModelPPOConfig().build_algo()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_what_a_step_raised_later_is_told():
+    algorithm = tiny_config(RaisesLater).build_algo()
+    with pytest.raises(RuntimeError, match=r"the environment's step\(\) raised KeyError: 'the valve is stuck'"):
+        algorithm.train()
+    algorithm.stop()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_what_remote_env_runners_could_not_make_is_told():
+    with pytest.raises(OSError, match="no licence"):
+        tiny_config(Unmade, num_env_runners=1).build_algo()
+
+
+@pytest.mark.integration
+def test_the_command_line_says_it_in_one_line(tmp_path: Path):
+    command = ["-m", "wm_rllib", "train", "--env", f"{__name__}:OldStep", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "step() must return (observation, reward" in done.stderr and "Traceback" not in done.stderr
