@@ -11,7 +11,7 @@ from wm_rllib.benchmark.store import Result
 
 
 def summary_table(environments: Mapping[str, Sequence[Group]]) -> str:
-    """Return one table of the steps to the threshold: a contender a row, those that solve theirs first, first."""
+    """Return one table of the steps to the confirmed threshold: a contender a row, those that solve theirs first, first."""
     ranks: dict[str, list[int]] = {}
     for groups in environments.values():
         for rank, group in enumerate(groups):
@@ -31,7 +31,7 @@ def _steps(group: Group) -> str:
     if not group.has_threshold:
         return "-"
     seeds = len(group.results)
-    return f"{_spread(spread(group.steps(confirmed=False)))}, {seeds} seed{'s' if seeds != 1 else ''}"
+    return f"{_spread(spread(group.steps(confirmed=True)))}, {seeds} seed{'s' if seeds != 1 else ''}"
 
 
 def environment_table(groups: Sequence[Group]) -> str:
