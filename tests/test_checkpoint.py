@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +23,8 @@ from snapshots import assert_equal, snapshot
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO, load_policy
+from wm_rllib.cli import checkpoints
+from wm_rllib.cli.agents import load_agent
 from wm_rllib.metrics import progress_row
 from wm_rllib.policy import WorldModelPolicy
 
@@ -331,6 +335,22 @@ def assert_loaded_acts_as(algorithm: WorldModelPPO, path: str, env: str) -> None
 
 def test_loaded_policy_is_the_algorithms(saved):
     assert_loaded_acts_as(saved.algorithm, saved.path, "CartPole-v1")
+
+
+def test_the_command_line_knows_its_environment(saved, tmp_path):
+    agent = load_agent(argparse.Namespace(checkpoint=saved.path, env=None))
+    assert (agent.env_id, agent.env_config) == ("CartPole-v1", {})
+    (tmp_path / "copy").mkdir()
+    for place in Path(saved.path).iterdir():
+        if place.name != "class_and_ctor_args.pkl":
+            (tmp_path / "copy" / place.name).symlink_to(place)
+    (tmp_path / "copy" / "class_and_ctor_args.pkl").write_bytes(b"cnobody\nhere\n.")
+    assert checkpoints.read_environment(tmp_path / "copy") == {}
+
+
+def test_an_observation_of_another_shape_is_one_clear_error(saved):
+    with pytest.raises(ValueError, match=r"must be of shape \(4,\), and is of \(3,\)"):
+        load_policy(saved.path).compute_action(np.zeros(3))
 
 
 def test_loaded_policy_is_the_algorithms_with_box_actions(build, tmp_path):

@@ -53,6 +53,10 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
             lambda c: c.world_model(random_collection_steps=3000, replay_capacity=2000),
             "random_collection_steps = 3000 must not exceed replay_capacity = 2000",
         ),
+        (
+            lambda c: c.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False),
+            "must stay True",
+        ),
         (lambda c: c.reporting(min_time_s_per_iteration=5), "min_time_s_per_iteration = 5"),
         (lambda c: c.reporting(min_train_timesteps_per_iteration=9), "min_train_timesteps_per_iteration = 9"),
         (lambda c: c.reporting(min_sample_timesteps_per_iteration=9), "min_sample_timesteps_per_iteration = 9"),
@@ -66,6 +70,7 @@ def test_an_env_to_module_connector_is_refused(nothing_starts: None, num_env_run
         "storage",
         "folder",
         "capacity",
+        "api",
         "time",
         "train",
         "sample",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -60,7 +61,28 @@ def test_ray_ends_with_the_session_whatever_happens_in_it(monkeypatch: pytest.Mo
 def test_no_cluster_is_one_message(monkeypatch: pytest.MonkeyPatch):
     attempts(monkeypatch, ConnectionError("nobody there\nmore"))
     with (
-        pytest.raises(CommandError, match=r"no Ray cluster at 10\.0\.0\.1:6379: nobody there Fix:"),
-        ray_session("10.0.0.1:6379", verbose=False, show_actor_logs=False),
+        pytest.raises(CommandError, match=r"no Ray cluster at auto: nobody there Fix:"),
+        ray_session("auto", verbose=False, show_actor_logs=False),
     ):
         pass
+
+
+def test_an_address_at_which_nobody_listens_is_one_message_at_once(monkeypatch: pytest.MonkeyPatch):
+    calls = attempts(monkeypatch, None)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))  # not listening: nobody else gets the port meanwhile
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+        with (
+            pytest.raises(CommandError, match=rf"no Ray cluster at {address}: .*refused.*Fix: correct --address"),
+            ray_session(address, verbose=False, show_actor_logs=False),
+        ):
+            pass
+    assert not calls
+
+
+def test_an_address_at_which_somebody_listens_is_left_to_ray(monkeypatch: pytest.MonkeyPatch):
+    calls = attempts(monkeypatch, None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with ray_session(address, verbose=False, show_actor_logs=False) as local:
+            assert not local and len(calls) == 1

@@ -46,6 +46,11 @@ def _of_rllib(config: Any) -> Iterator[str]:
     """Settings of RLlib's that would go wrong here, without a word."""
     if config.is_multi_agent:
         yield NO_MULTI_AGENT
+    if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
+        yield (
+            "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must stay True: this has none of "
+            "RLlib's old API. Fix: leave .api_stack() out."
+        )
     if config.num_aggregator_actors_per_learner:
         yield "num_aggregator_actors_per_learner must stay 0: with aggregators RLlib computes no GAE."
     yield from _of_connectors(config)

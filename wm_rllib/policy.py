@@ -74,7 +74,17 @@ class WorldModelPolicy:
         self._state = self.initial_state(1)
 
     def compute_action(self, observation: np.ndarray, *, explore: bool = False) -> Any:
-        """The action, ready for `env.step`, for one observation [*O]; greedy unless `explore`."""
+        """The action, ready for `env.step`, for one observation [*O]; greedy unless `explore`.
+
+        Raises:
+            ValueError: The observation has another shape.
+        """
+        shape = self.world_model.config.vae.observation_shape
+        if np.shape(observation) != shape:
+            raise ValueError(
+                f"the observation must be of shape {shape}, and is of {np.shape(observation)}. Fix: the "
+                "environment that it was trained in; images as policy.pixels makes them (docs/images.md)."
+            )
         actions, self._state = self.act(np.asarray(observation)[None], self._state, explore=explore)
         return actions[0]
 

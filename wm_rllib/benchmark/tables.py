@@ -11,7 +11,7 @@ from wm_rllib.benchmark.store import Result
 
 
 def summary_table(environments: Mapping[str, Sequence[Group]]) -> str:
-    """Return one table of the steps to the confirmed threshold: a contender a row, those that solve theirs first, first."""
+    """Return one table of the confirmed steps to the threshold: a contender a row, the fastest first."""
     ranks: dict[str, list[int]] = {}
     for groups in environments.values():
         for rank, group in enumerate(groups):

@@ -58,7 +58,8 @@ def load_agent(args: argparse.Namespace) -> Agent:
         CommandError: If there is no such checkpoint, or its agent does not fit the environment.
     """
     checkpoint = checkpoints.resolve(args.checkpoint, (BEST, LAST))
-    values = checkpoints.read_settings(checkpoint) if checkpoints.read_meta(checkpoint) else {}
+    of_a_run = checkpoints.read_meta(checkpoint)
+    values = checkpoints.read_settings(checkpoint) if of_a_run else checkpoints.read_environment(checkpoint)
     env_id, env_config = _environment(args, checkpoint, values)
     find_env(env_id)
     checkpoint, meta, policy = _load_whole(args.checkpoint, checkpoint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from wm_rllib.yaml_files import read_yaml, write_yaml
 
 FORMAT_VERSION = 1
 META_FILE = "wm_rllib.json"
+RLLIB_ARGUMENTS_FILE = "class_and_ctor_args.pkl"
+"""RLlib's, with the config that an algorithm was made with."""
 SETTINGS_FILE = "config.yaml"
 # RLlib's own mark: Ray Tune's checkpoints of our algorithm have this one alone.
 RLLIB_META_FILE = "rllib_checkpoint.json"
@@ -74,6 +77,21 @@ def read_settings(path: Path) -> dict[str, Any]:
         SettingError: If they cannot be read.
     """
     return parse_tree(read_yaml(path / SETTINGS_FILE))
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Return the environment's id and arguments, as settings, of a checkpoint that `save_to_path` or Tune wrote.
+
+    Empty where it was a class, or where what the checkpoint was made with cannot be read here.
+    """
+    try:
+        with (path / RLLIB_ARGUMENTS_FILE).open("rb") as file:
+            args, kwargs = pickle.load(file)["ctor_args_and_kwargs"]
+        config = args[0] if args else kwargs["config"]
+        env_id, env_config = config["env"], dict(config["env_config"])
+    except Exception:  # whatever unpickling what is somebody's own may raise
+        return {}
+    return {"env.id": env_id, "env.config": env_config} if isinstance(env_id, str) else {}
 
 
 def _write_meta(path: Path, meta: CheckpointMeta) -> None:

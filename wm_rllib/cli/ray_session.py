@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -12,6 +13,9 @@ from typing import Any
 from wm_rllib.cli.errors import CommandError
 
 logger = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+"""How long the head of a cluster may take to accept a connection."""
 
 
 @contextmanager
@@ -34,6 +38,7 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     cluster_address(address)
+    _check_answers(address)
     if local:
         # Else Ray would leave a token behind that makes clusters which are started later refuse this machine.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -55,6 +60,20 @@ def ray_session(address: str | None, *, verbose: bool, show_actor_logs: bool) ->
         yield local
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise if nobody listens at HOST:PORT: Ray would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise CommandError(
+            f"no Ray cluster at {address}: {error}. Fix: correct --address or RAY_ADDRESS (the port of the head's GCS, "
+            "6379 unless it was started with another --port)."
+        ) from None
 
 
 def cluster_address(address: str) -> str:

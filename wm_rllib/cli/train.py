@@ -83,6 +83,12 @@ def _announce(plan: RunPlan, console: Console) -> None:
         console.say(f"resumed at iteration {start.training_iteration}, {start.num_env_steps:,} real steps")
     for path, (old, new) in plan.changed.items():
         console.say(f"changed on resume: {path}: {old!r} -> {new!r}")
+    total, random = plan.rule.total_timesteps, plan.config.random_collection_steps
+    if total is not None and total <= random and plan.config.online_collection:
+        console.say(
+            f"nothing will be learned: {total:,} real steps (--total-timesteps) end before the random phase, which has "
+            f"{random:,} (world_model.data_collection.random_collection_steps)"
+        )
     if plan.rule.total_timesteps is None and plan.rule.stop_return is None and plan.rule.iterations is None:
         console.say("no end is set (--total-timesteps, --stop-return, stop.iterations): training goes on until Ctrl-C")
 
