@@ -43,6 +43,8 @@ def _hint(setting: Setting, value: Any) -> str:
                     return "write it without quotes"
             except ValueError:
                 continue
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
+        return "one value; the command `sweep` draws from search spaces"
     if not isinstance(value, list | dict) and _allowed(adapter, [value]):
         return f"write [{value}]"
     return f"correct {setting.path}, or remove it to get the default"
@@ -120,6 +122,19 @@ def _children(section: str) -> str:
     return f"give it keys of its own ({', '.join(keys)})"
 
 
+FORMER_NAMES = {
+    "num_workers": "num_env_runners",
+    "num_rollout_workers": "num_env_runners",
+    "num_envs_per_worker": "num_envs_per_env_runner",
+    "train_batch_size": "train_batch_size_per_learner",
+    "sgd_minibatch_size": "minibatch_size",
+    "num_sgd_iter": "num_epochs",
+    "fcnet_hiddens": "policy_hidden_dims",
+    "evaluation_interval": "evaluation_interval_steps",
+}
+"""Names that RLlib's settings have, or had, to the names of ours."""
+
+
 def _similarity(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a, b).ratio()
 
@@ -127,10 +142,13 @@ def _similarity(a: str, b: str) -> float:
 def nearest_path(unknown: str) -> str | None:
     """Return the valid path or section that an unknown one most likely means, if there is one.
 
-    A known name in the wrong section counts for more than letters in common, and RLlib's name of a setting
-    (`lr`) leads to its path (`ppo.learning_rate`).
+    A known name in the wrong section counts for more than letters in common, and RLlib's name of a setting, now or in
+    its old API (`lr`, `num_workers`), leads to its path (`ppo.learning_rate`).
     """
     leaf = unknown.rpartition(".")[2]
+    leaf = FORMER_NAMES.get(leaf, leaf)
+    if named := next((setting.path for setting in SETTINGS if setting.attr == leaf), None):
+        return named
 
     def score(path: str) -> tuple[float, float]:
         setting = BY_PATH.get(path)
@@ -142,6 +160,9 @@ def nearest_path(unknown: str) -> str | None:
 
 
 def _unknown_message(path: str) -> str:
+    if path.startswith("env.config."):
+        name = path.removeprefix("env.config.")
+        return f"unknown setting {path}: env.config is one value. Fix: --set 'env.config={{{name}: ...}}'."
     nearest = nearest_path(path)
     if nearest:
         return f"unknown setting {path}. Fix: did you mean {nearest}?"
