@@ -14,6 +14,7 @@ from ray.rllib.connectors.env_to_module import AddObservationsFromEpisodesToBatc
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.util import log_once
 
 from wm_rllib.config_rules import broken_rule
 from wm_rllib.config_sections import WorldModelSections
@@ -218,6 +219,8 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         self._choose_lanes()
         if self.wm_log_level == QUIET:  # all other processes are told what this one's logger was
             self.wm_log_level = current_log_level()
+        # RLlib would advise to leave the new API stack, which would be an error here.
+        log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
         # is never larger than its merged batch (learner_calls.py).
         minibatch_size: int | None = getattr(self, "minibatch_size")  # noqa: B009  (mypy cannot see RLlib's attribute)
