@@ -113,9 +113,16 @@ class RayHead:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def submit(self, *command: str, runtime_env: str = "cluster/runtime_env.yaml", check: bool = True) -> str:
+    def submit(
+        self,
+        *command: str,
+        working_dir: str = ".",
+        runtime_env: str | None = "cluster/runtime_env.yaml",
+        check: bool = True,
+    ) -> str:
         """Submits a command without waiting for it; returns the job's id."""
-        environment = ("--working-dir", ".", "--runtime-env", runtime_env)
+        environment = ["--working-dir", working_dir]
+        environment += [] if runtime_env is None else ["--runtime-env", runtime_env]
         done = self.job("submit", "--no-wait", *environment, "--", *command, check=check)
         found = re.search(r"Job '(raysubmit_\w+)' submitted", done.stdout)
         assert found, done.stdout + done.stderr

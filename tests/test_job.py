@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -122,6 +123,20 @@ def test_run_folder_by_uri_and_an_environment_of_ones_own(head, tmp_path):
     info = head.wait(head.submit(*entrypoint(uri, *more, "220")))
     assert info["status"] == "SUCCEEDED" and "resumed at iteration" in info["logs"]
     assert_contiguous(tmp_path / "run")
+
+
+def test_a_script_of_ones_own_goes_on(head, tmp_path):
+    def own_job(steps):
+        command = ("python", "own_job.py", str(tmp_path / "mine"), str(steps))
+        info = head.wait(head.submit(*command, working_dir="examples", runtime_env=None))
+        assert info["status"] == "SUCCEEDED", info["logs"]
+        return info["logs"]
+
+    logs = own_job(300)
+    assert "starts at iteration 0" in logs
+    done = re.search(r"done at iteration (\d+), (\d+) real steps", logs)
+    assert done is not None and 300 <= int(done[2]) < 400
+    assert f"starts at iteration {done[1]}" in own_job(400)
 
 
 def test_workers_import_what_the_job_brings(head):
