@@ -15,6 +15,10 @@ from pydantic.fields import FieldInfo
 
 CLASS_PATH_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*$"
 
+SCHEDULE_RULE = (
+    "or a schedule [[timestep, value], ...] of at least two points with ascending whole timesteps, the first of them 0"
+)
+
 
 def _described(base: Any, words: str, validator: AfterValidator | None = None) -> Any:
     described = Field(description=words)
@@ -97,11 +101,7 @@ def whole_or_schedule(low: int) -> Any:
 def _or_schedule(value: Any, words: str) -> Any:
     timestep = Annotated[int, Field(strict=True, ge=0)]
     schedule: Any = list[tuple[timestep, value]]
-    rule = (
-        f"{words}, or a schedule [[timestep, value], ...] "
-        "of at least two points with ascending whole timesteps, the first of them 0"
-    )
-    return _described(value | schedule, rule, AfterValidator(_check_schedule))
+    return _described(value | schedule, f"{words}, {SCHEDULE_RULE}", AfterValidator(_check_schedule))
 
 
 def or_word(kind: Any, word: str) -> Any:

@@ -153,7 +153,7 @@ SETTINGS: tuple[Setting, ...] = (
             "log_sigma_range",
             "log_sigma_range",
             number_range(),
-            "Limits of log sigma, of one step's change; of a latent itself where residual is false.",
+            "Limits of log sigma: of the predicted change a step or, where residual is false, of the latent.",
         ),
         (
             "input_noise",
@@ -212,7 +212,7 @@ SETTINGS: tuple[Setting, ...] = (
             "max_disagreement",
             "max_disagreement",
             number(above=0, optional=True),
-            "Dreams are cut where the ensemble disagrees more than so many times the usual on real steps; null: never.",
+            "Dreams are cut where the ensemble disagrees more than this multiple of the usual; null: never.",
         ),
         (
             "exploration_bonus",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.setting_types import rule_of
+from wm_rllib.setting_types import SCHEDULE_RULE, rule_of
 from wm_rllib.settings_table import SETTINGS, Setting
 
 METHODS = (
@@ -85,6 +85,7 @@ def markdown(rows: Sequence[Described]) -> str:
     lines = ["| YAML, `--set` | Python | default | values | meaning |", "|---|---|---|---|---|"]
     for row in rows:
         python = f"`{row.python}`" if row.python else ""
-        cells = (f"`{row.setting.path}`", python, f"`{row.default}`", rule_of(row.setting.type), row.setting.doc)
+        rule = rule_of(row.setting.type).replace(SCHEDULE_RULE, "or a schedule")  # the page says once what that is
+        cells = (f"`{row.setting.path}`", python, f"`{row.default}`", rule, row.setting.doc)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
