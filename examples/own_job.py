@@ -29,8 +29,8 @@ def save(algorithm: WorldModelPPO, folder: Path) -> None:
     new, current, previous = folder / "new", folder / "current", folder / "previous"
     shutil.rmtree(new, ignore_errors=True)
     algorithm.save_to_path(str(new))
-    shutil.rmtree(previous, ignore_errors=True)
-    if current.exists():
+    if current.exists():  # else a kill came between the moves below, and `previous` is all there is
+        shutil.rmtree(previous, ignore_errors=True)
         current.rename(previous)
     new.rename(current)
 

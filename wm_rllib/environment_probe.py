@@ -1,4 +1,7 @@
-"""One reset and one step of an environment, held against what Gymnasium's interface promises."""
+"""One reset and one step of an environment, held against what Gymnasium's interface promises.
+
+Gymnasium's own `PassiveEnvChecker` is around environments from `gymnasium.make` alone, and mostly warns.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def probe(env: Any, observation_space: gym.Space[Any], action_space: gym.Space[A
 
     Args:
         env: A single one, which is thrown away afterwards.
-        observation_space: Of the environment, or what the config says in its place; a Box.
+        observation_space: Of the environment; a Box.
         action_space: The same.
 
     Raises:

@@ -326,7 +326,7 @@ class MDNRNN(nn.Module):
         hidden, _ = self.unroll(noisy, action)
         # Heads see the transitions that happened and no others: with short episodes, half of a batch is padding.
         rows = places(mask, num_real)
-        if ahead is None:
+        if ahead is None and self.ends_head is not None:
             ahead = Ahead.of_whole(terminated, mask)
         hidden, noisy, shift, now, after, action, reward, terminated = (
             x.flatten(0, 1)[rows] for x in (hidden, noisy, shift, z[:, :-1], z[:, 1:], action, reward, terminated)
@@ -339,7 +339,7 @@ class MDNRNN(nn.Module):
         truth = Truth(reward, terminated, torch.where(terminated, self.last_reward_scale, self.reward_scale))
         outcome = self.outcome(now + shift, action, after + shift)
         later_ends: Tensor | float = 0.0
-        if self.ends_head is not None:
+        if self.ends_head is not None and ahead is not None:
             logits = self.ends_head(torch.cat([hidden, noisy, action], -1)).float()
             outcome = replace(outcome, termination_logit=logits[:, 0])
             later_ends = _later_ends_loss(logits[:, 1:], ahead, rows)
