@@ -44,14 +44,14 @@ def main(folder: Path, total_steps: int) -> None:
     else:
         config = WorldModelPPOConfig().environment("CartPole-v1").env_runners(num_env_runners=1)
         algorithm = config.dreamers(num_cpus_per_dreamer=0.5).build_algo()
-    print(f"starts at iteration {algorithm.iteration}")
-    steps = 0
+    steps = algorithm.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"), default=0)
+    print(f"starts at iteration {algorithm.iteration}, {steps:.0f} real steps")
     while steps < total_steps:
         result = algorithm.train()
         steps = result["num_env_steps_sampled_lifetime"]
         if algorithm.iteration % EVERY == 0 or steps >= total_steps:
             save(algorithm, folder)
-    print(f"done at iteration {algorithm.iteration}, {steps} real steps")
+    print(f"done at iteration {algorithm.iteration}, {steps:.0f} real steps")
     algorithm.stop()
 
 

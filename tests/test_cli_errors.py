@@ -15,7 +15,7 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import build_parser, main
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values
 from wm_rllib.cli.plan import plan_run
-from wm_rllib.cli.train import build_algorithm
+from wm_rllib.cli.train import announce, build_algorithm, open_console
 from wm_rllib.environments import env_spaces, make_env
 from wm_rllib.settings import SettingError, parse_tree
 
@@ -222,6 +222,20 @@ class TestPlan:
         assert plan.tree["env"]["id"] == "CartPole-v1"
         assert plan.tree["stop"] == {"total_timesteps": None, "iterations": None, "return": 475.0}
         assert parse_tree(plan.tree)
+
+    @pytest.mark.parametrize(
+        ("steps", "online", "is_said"), [(300, "true", True), (301, "true", False), (300, "false", False)]
+    )
+    def test_an_end_before_any_learning_is_said(self, capsys, steps, online, is_said):
+        collection = "world_model.data_collection"
+        settings = [f"{collection}.random_collection_steps=300", f"{collection}.online={online}"]
+        settings += [] if online == "true" else ["world_model.training.imagination_ratio=1.0"]
+        argv = [argument for setting in settings for argument in ("--set", setting)]
+        plan = plan_run(arguments("--env", "CartPole-v1", "--total-timesteps", str(steps), *argv))
+        with open_console(plan) as console:
+            announce(plan, console)
+        said = "nothing will be learned: 300 real steps (--total-timesteps) end before the random phase, which has 300"
+        assert (said in capsys.readouterr().out) == is_said
 
     def test_resume_auto_before_the_first_checkpoint_keeps_the_settings(self, tmp_path):
         write(tmp_path / "run" / "config.yaml", "env:\n  id: CartPole-v1\nseed: 9\n")

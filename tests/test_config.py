@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import pytest
 import torch
 from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.tune.result import TRIAL_INFO
 from tiny import tiny_config
 
+from wm_rllib import WorldModelPPO, WorldModelPPOConfig
 from wm_rllib.gate import Bounds
+from wm_rllib.settings import SettingError
 
 
 @pytest.fixture
@@ -173,3 +177,35 @@ def test_bounds_of_the_gate_are_the_configs(nothing_starts: None):
 def test_auto_places_dreamers():
     assert tiny_config(imagination_ratio="auto", num_dreamers=2).num_dreamers_to_place == 2
     assert tiny_config(imagination_ratio=0.0, num_dreamers=2).num_dreamers_to_place == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"imagination_raito": 0.5}, "unknown setting imagination_raito. Fix: did you mean imagination_ratio?"),
+        ({"ppo.learning_rate": 1e-3}, "unknown setting ppo.learning_rate. Fix: did you mean lr?"),
+        ({"world_model": {"latent_dim": 4}}, "unknown setting world_model. Fix: write the arguments of"),
+        ({"evaluation_intervall": 4}, "unknown setting evaluation_intervall. Fix: did you mean evaluation_interval"),
+        ({"qwxz": 4}, "unknown setting qwxz. Fix: use the arguments"),
+    ],
+)
+def test_a_name_that_does_not_exist_in_a_dict_is_refused(given: dict[str, Any], said: str):
+    """As Ray Tune's param_space sets values; RLlib would set it in silence."""
+    with pytest.raises(SettingError, match=re.escape(said)):
+        WorldModelPPO.default_resource_request(given)
+    with pytest.raises(SettingError, match=re.escape(said)):
+        WorldModelPPOConfig.from_dict(dict(given))
+
+
+def test_a_name_that_does_not_exist_in_the_config_of_evaluation_is_refused(nothing_starts: None):
+    config = tiny_config().evaluation(evaluation_config={"exploer": False})
+    with pytest.raises(SettingError, match=r"unknown setting exploer\. Fix: did you mean explore\?"):
+        config.build_algo()
+
+
+def test_a_dict_of_a_whole_config_is_taken():
+    config = tiny_config(latent_dim=3)
+    config.validate()
+    config.freeze()
+    again = WorldModelPPOConfig.from_dict({**config.to_dict(), "lambda": 0.5, "num_workers": 2, TRIAL_INFO: None})
+    assert (again.latent_dim, again.lambda_, again.num_env_runners) == (3, 0.5, 2)

@@ -136,6 +136,8 @@ def test_a_script_of_ones_own_goes_on(head, tmp_path):
     assert "starts at iteration 0" in logs
     done = re.search(r"done at iteration (\d+), (\d+) real steps", logs)
     assert done is not None and 300 <= int(done[2]) < 400
+    again = own_job(300)  # it has ended
+    assert f"starts at iteration {done[1]}, {done[2]} real steps" in again and done[0] in again
     assert f"starts at iteration {done[1]}" in own_job(400)
 
 

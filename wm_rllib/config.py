@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import torch
-from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.connectors.env_to_module import AddObservationsFromEpisodesToBatch
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.tune.result import TRIAL_INFO
 from ray.util import log_once
 
 from wm_rllib.config_rules import broken_rule
@@ -32,10 +33,13 @@ from wm_rllib.models.vae import VariationalAutoencoder
 from wm_rllib.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.policy_module import NORMALIZE_ACTIONS, WorldModelPPOModule
 from wm_rllib.replay import WORLD_MODEL_MODULE_ID
-from wm_rllib.settings import check_attrs
+from wm_rllib.settings import check_attrs, check_names
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
 from wm_rllib.transfer import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
+
+NOT_SETTINGS = frozenset({TRIAL_INFO, "_enable_new_api_stack", "multiagent", "class"})
+"""Keys of RLlib's dicts that are no attributes."""
 
 
 class WorldModelPPOConfig(WorldModelSections, PPOConfig):
@@ -206,6 +210,23 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         super().resources(**kwargs)
         return self._update({"cluster_timeout_s": cluster_timeout_s})
 
+    def update_from_dict(self, config_dict: Mapping[str, Any]) -> WorldModelPPOConfig:
+        """RLlib's method, which Ray Tune sets a trial's values by; a name that does not exist is an error here.
+
+        RLlib would set it in silence, and a sweep over a name with a slip in it would compare equal trials.
+
+        Raises:
+            SettingError: For a setting that does not exist.
+        """
+        if not isinstance(config_dict, AlgorithmConfig):  # RLlib gives whole configs, too
+            self._check_names(config_dict)
+        updated: WorldModelPPOConfig = super().update_from_dict(config_dict)
+        return updated
+
+    def _check_names(self, given: Mapping[str, Any]) -> None:
+        names = (self._translate_special_keys(name, warn_deprecated=False) for name in given)
+        check_names(self, (name for name in names if name not in NOT_SETTINGS))
+
     # --- validation --------------------------------------------------------------------------------------------------
 
     def validate(self) -> None:
@@ -213,6 +234,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         check_attrs(self)
         if broken := broken_rule(self):
             self._value_error(broken)
+        self._check_names(self._overrides_of_evaluation)
         load_class(self.vae_class, VariationalAutoencoder, "world_model.vae.class")
         load_class(self.mdn_rnn_class, MDNRNN, "world_model.mdn_rnn.class")
         self._choose_device()
@@ -230,12 +252,17 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         finally:
             self.minibatch_size = minibatch_size
 
+    @property
+    def _overrides_of_evaluation(self) -> dict[str, Any]:
+        given: Any = getattr(self, "evaluation_config")  # noqa: B009  (mypy cannot see RLlib's attribute)
+        return given if isinstance(given, dict) else {}  # RLlib also takes a whole config
+
     def _choose_lanes(self) -> None:
         """No more evaluation environments than an evaluation runner has episodes: some take long to step."""
-        own: Any = getattr(self, "evaluation_config")  # noqa: B009  (mypy cannot see RLlib's attribute)
-        if isinstance(own, dict) and own.get("num_envs_per_env_runner") == MAX_LANES:
+        overrides = self._overrides_of_evaluation
+        if overrides.get("num_envs_per_env_runner") == MAX_LANES:
             share = -(-self.evaluation_duration // max(1, self.evaluation_num_env_runners))
-            self.evaluation_config = {**own, "num_envs_per_env_runner": min(MAX_LANES, share)}
+            self.evaluation_config = {**overrides, "num_envs_per_env_runner": min(MAX_LANES, share)}
 
     def _choose_device(self) -> None:
         """`device` in RLlib's terms: the learner's GPU. "auto" can only see the GPU of this process.

@@ -8,7 +8,7 @@ file is reported at once.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,24 @@ def check_attrs(config: Any) -> None:
         if not _is_search_space(value) and not isinstance(value, type):
             name = setting.path if setting.attr == setting.leaf else f"{setting.attr} ({setting.path} in YAML)"
             check_value(setting, value, name)
+
+
+def check_names(config: Any, names: Iterable[str]) -> None:
+    """Check that settings of these names can be set on a `WorldModelPPOConfig`, as from a dict of Ray Tune.
+
+    Raises:
+        SettingError: For the first that does not exist; suggests the nearest.
+    """
+    for name in names:
+        if name in vars(config) or isinstance(getattr(type(config), name, None), property):
+            continue
+        path = nearest_path(name)
+        attr = BY_PATH[path].attr if path in BY_PATH else None
+        near = [attr] if attr else difflib.get_close_matches(name, vars(config), n=1)
+        fix = f"did you mean {near[0]}?" if near else "use the arguments of WorldModelPPOConfig's sections."
+        if hasattr(config, name):
+            fix = "write the arguments of that section alone, as latent_dim or num_dreamers."
+        raise SettingError(f"unknown setting {name}. Fix: {fix}")
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

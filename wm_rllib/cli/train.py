@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         StopSignals() as signals,
         open_console(plan) as console,
     ):
-        _announce(plan, console)
+        announce(plan, console)
         make_algorithm = partial(build_algorithm, plan, local=local)
         outcome = train(plan, folder, console, signals, make_algorithm, tensorboard=args.tensorboard)
         peak = memory.stop()
@@ -76,7 +76,8 @@ def _show_actor_logs(args: argparse.Namespace) -> bool:
     return bool(args.verbose) or args.log_level in ("debug", "info")
 
 
-def _announce(plan: RunPlan, console: Console) -> None:
+def announce(plan: RunPlan, console: Console) -> None:
+    """Say where a run goes and starts, and what its user may not expect of it."""
     console.say(f"run folder: {plan.folder}")
     if plan.source is not None:
         start = plan.start
