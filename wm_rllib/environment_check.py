@@ -15,6 +15,7 @@ from wm_rllib.environment_errors import EnvironmentContractError
 from wm_rllib.environment_probe import probe
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.pixels import PixelError
+from wm_rllib.replay_room import warn_of_little_room
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Exc
             raise ValueError(NO_MULTI_AGENT)
         spaces = (config.observation_space or env.observation_space, config.action_space or env.action_space)
         _check_spaces(config, spaces)
+        warn_of_little_room(config, spaces[0])
         if spaces == (env.observation_space, env.action_space):
             _probe(env, config.num_env_runners)
     finally:
