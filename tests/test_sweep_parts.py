@@ -74,10 +74,24 @@ def test_pbt_knows_its_population_again():
     for trial in (restored, new):
         pbt.on_trial_add(controller, trial)
     state = pbt._trial_state[restored]
-    assert (state.last_score, state.last_train_time, state.last_perturbation_time) == (7.0, 190, 190)
+    assert (state.last_score, state.last_train_time, state.last_perturbation_time) == (7.0, 190, 128)
     assert pbt._trial_state[new].last_score is None
     assert pbt.on_trial_result(controller, restored, flat(254, 9.0)) == TrialScheduler.CONTINUE  # not an interval yet
     assert state.last_score == 7.0
+
+
+def test_pbt_perturbs_at_each_interval_however_late_evaluations_come():
+    """By the time since the last one those at 520 and 1,024 would be skipped."""
+    pbt = scheduler(scheduler="pbt", pbt={"perturbation_interval": 256})
+    controller = SimpleNamespace(search_alg=None, get_trials=lambda: [])
+    trial = FakeTrial("one")
+    pbt.on_trial_add(controller, trial)
+    perturbed = []
+    for steps in (40, 280, 520, 790, 1_024, 1_264, 1_290):
+        pbt.on_trial_result(controller, trial, flat(steps, float(steps)))
+        if pbt._trial_state[trial].last_train_time == steps:
+            perturbed.append(steps)
+    assert perturbed == [280, 520, 790, 1_024, 1_290]
 
 
 def test_mutated_numbers_stay_within_their_bounds():

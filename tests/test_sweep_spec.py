@@ -118,6 +118,7 @@ def test_wrong_search_names_key_value_rule_and_fix(section, words):
             None,
             ("stop.total_timesteps is 500", "multiple of evaluation.interval", "512"),
         ),
+        ({"stop.iterations": 3}, None, ("stop.iterations is 3", "stop.total_timesteps ends them")),
         ({"stop.return": 475}, {"mode": "min"}, ("stop.return", "search.mode min")),
         ({RATE: {"grid": [1e-3, 1e-2]}}, {"scheduler": "pbt"}, ("ppo.learning_rate is a grid", "choice")),
         ({RATE: {"grid": [1e-3, 1e-2]}}, {"searcher": "optuna"}, ("ppo.learning_rate is a grid",)),

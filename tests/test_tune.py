@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from ray import tune
@@ -13,9 +14,12 @@ from tiny import tiny_config
 
 import wm_rllib
 from wm_rllib import WorldModelPPO, placement
+from wm_rllib.cli import sweep
+from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
 from wm_rllib.metrics import progress_row
 from wm_rllib.placement import ClusterTooSmallError, check_cluster
+from wm_rllib.sweep.trial import SweepTrial
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
@@ -181,3 +185,22 @@ def test_an_autoscaler_is_asked_for_what_is_missing_and_not_held_to_it(monkeypat
     asked.clear()
     check_cluster(WorldModelPPO.default_resource_request(tiny_config()), tiny_config(), patience_s=5)
     assert asked == [], "what is there needs no request"
+
+
+def test_a_sweep_asks_an_autoscaler_for_a_trials_bundles(monkeypatch):
+    """No trial waits for nodes before Tune has started one."""
+    asked = []
+    monkeypatch.setattr(placement, "request_resources", lambda bundles: asked.append(bundles))
+    config = tiny_config(num_env_runners=1, custom_resources_per_env_runner={"rollout": 1}, cluster_timeout_s=0.2)
+    with pytest.raises(CommandError, match=r"a trial does not fit: .* 1 rollout are needed and 0 exist"):
+        sweep._check_cluster(SimpleNamespace(configs=[config]), local=False)
+    assert asked == [[*SweepTrial.default_resource_request(config).bundles], []]
+
+
+def test_a_trial_that_fits_no_node_is_refused_though_all_nodes_together_would_do(monkeypatch):
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [node] * 3)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 6.0})
+    plan = SimpleNamespace(configs=[tiny_config(num_env_runners=1, num_cpus_per_env_runner=3)])
+    with pytest.raises(CommandError, match="one actor needs 3 CPU, and no node has as much"):
+        sweep._check_cluster(plan, local=True)

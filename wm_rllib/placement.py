@@ -59,16 +59,28 @@ def check_cluster(request: PlacementGroupFactory, config: Any, patience_s: float
         return
     replay = {"CPU": config.num_cpus_for_replay} if config.replay_is_remote and config.num_cpus_for_replay else {}
     bundles = [bundle for bundle in (replay, *request.bundles[1:]) if bundle]
+    await_bundles(bundles, config.cluster_timeout_s if patience_s is None else patience_s)
+
+
+def await_bundles(bundles: Sequence[Mapping[str, float]], patience_s: float) -> None:
+    """Returns as soon as the cluster has these bundles; an autoscaler is asked for them if it has not.
+
+    Args:
+        bundles: What each of the actors, or groups of them on one node, needs.
+        patience_s: How long the cluster may take to grow, in seconds.
+
+    Raises:
+        ClusterTooSmallError: Naming what is missing, after that time.
+    """
     needed: dict[str, float] = {}
     for bundle in bundles:
         for name, amount in bundle.items():
             needed[name] = needed.get(name, 0.0) + amount
-    patience_s = config.cluster_timeout_s if patience_s is None else patience_s
     if not patience_s or not (_missing(needed) or _too_large(bundles)):
         wait_for_resources(needed, 0.0, bundles)
         return
     # Nothing waits for these nodes yet that an autoscaler could see. Later the actors are what it sees.
-    request_resources(bundles=bundles)
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
     try:
         wait_for_resources(needed, patience_s, bundles)
     finally:

@@ -69,17 +69,14 @@ def _interrupt_tune(signals: StopSignals) -> None:
 
 
 def _check_cluster(plan: SweepPlan, *, local: bool) -> None:
-    """Raise if some trial could never start."""
-    from wm_rllib.placement import ClusterTooSmallError, wait_for_resources
+    """Raise if some trial could never start, after an autoscaler has been asked for what it lacks."""
+    from wm_rllib.placement import ClusterTooSmallError, await_bundles
     from wm_rllib.sweep.trial import SweepTrial
 
     for config in plan.configs:
-        needed: dict[str, float] = {}
-        for bundle in SweepTrial.default_resource_request(config).bundles:
-            for name, amount in bundle.items():
-                needed[name] = needed.get(name, 0.0) + amount
+        bundles = SweepTrial.default_resource_request(config).bundles
         try:
-            wait_for_resources(needed, 0.0 if local else config.cluster_timeout_s)
+            await_bundles(bundles, 0.0 if local else config.cluster_timeout_s)
         except ClusterTooSmallError as error:
             raise CommandError(f"a trial does not fit: {error}") from None
 
@@ -99,8 +96,6 @@ def _make_tuner(plan: SweepPlan, args: argparse.Namespace) -> Any:
         return tune.Tuner.restore(str(plan.trials), trainable=SweepTrial, resume_unfinished=True, resume_errored=True)
     search, draws_together = spec.search, spec.search["searcher"] == "random"
     stop = {TIME_ATTR: spec.total_steps}
-    if spec.values.get("stop.iterations") is not None:
-        stop["mixed_iterations"] = spec.values["stop.iterations"]
     if spec.values.get("stop.return") is not None:
         stop["evaluation/episode_return_mean"] = spec.values["stop.return"]
     return tune.Tuner(

@@ -43,9 +43,10 @@ class RankedTrial:
 
 
 def rank(results: Any, metric: str, mode: str, total_steps: int) -> list[RankedTrial]:
-    """Return the trials of Tune's results, best first; of equals the one with fewer real steps; failed ones last.
+    """Return the trials of Tune's results, best first; of equals the one with fewer real steps; without a score last.
 
-    The order is the same each time: Tune's own changes when a sweep goes on.
+    A trial that failed keeps what it had reached. The order is the same each time: Tune's own changes when a sweep
+    goes on.
     """
     sign = 1.0 if mode == "max" else -1.0
     trials = [_ranked(result, metric.split("/"), sign, total_steps) for result in results]

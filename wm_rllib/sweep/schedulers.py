@@ -40,18 +40,32 @@ class ResumableASHA(ASHAScheduler):
 class ResumablePBT(PopulationBasedTraining):
     """PBT that knows its population again when a sweep goes on, and says which trial took over from which.
 
+    Evaluations come in the first iteration past each interval, some iterations late at times; the next one may then be
+    less than an interval away, and is no less due. So times of perturbations are counted in whole intervals.
+
     Never with `synch`: there Tune (2.60) may pause a trial that is still writing its checkpoint, keeps a decision to
     stop it, and ends it at its next checkpoint.
     """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Enters a restored trial's last evaluation as its last perturbation: the next is an interval later."""
+        """Enters a restored trial's last evaluation as its last perturbation."""
         super().on_trial_add(tune_controller, trial)
         past = past_evaluations(trial, self._metric)
         if not past:
             return
         self._save_trial_state(self._trial_state[trial], past[-1][TIME_ATTR], past[-1], trial)
         self._trial_state[trial].last_perturbation_time = past[-1][TIME_ATTR]
+        self._count_in_intervals(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Perturbs a trial whose interval is over."""
+        decision = str(super().on_trial_result(tune_controller, trial, result))
+        self._count_in_intervals(trial)
+        return decision
+
+    def _count_in_intervals(self, trial: Any) -> None:
+        state = self._trial_state[trial]
+        state.last_perturbation_time -= state.last_perturbation_time % self._perturbation_interval
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         super()._exploit(tune_controller, trial, trial_to_clone)

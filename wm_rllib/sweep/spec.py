@@ -96,6 +96,11 @@ def _check_measure(spec: SweepSpec) -> None:
             f"{TOTAL} is {spec.total_steps}, but must be a multiple of {INTERVAL} ({spec.interval}), so that each "
             f"trial ends with an evaluation. Fix: {nearest}."
         )
+    if spec.values.get("stop.iterations") is not None:
+        raise SettingError(
+            f"stop.iterations is {spec.values['stop.iterations']}, but a sweep's trials end by real steps, with an "
+            f"evaluation. Fix: remove it; {TOTAL} ends them."
+        )
     if spec.values.get("stop.return") is not None and spec.search["mode"] == "min":
         raise SettingError("stop.return must be null with search.mode min, which wants low returns. Fix: remove one.")
     if spec.search["mlflow.tracking_uri"] and not spec.search["mlflow.experiment_name"]:
