@@ -44,14 +44,15 @@ def test_the_same_actor_failing_again_and_again_is_an_error():
 
 
 def test_patience_ends_after_ten_timeouts_and_ten_minutes_without_anything():
-    patience = Patience("env runner", Broke)
+    patience = Patience("env runner", Broke, "env_runners.sample_timeout_s")
     for _ in range(3):  # something came in between
         patience.waited(MIN_PATIENCE_S - 1.0, 60.0)
         patience.delivered()
     patience.waited(MIN_PATIENCE_S - 1.0, 60.0)
-    with pytest.raises(Broke, match="no env runner has delivered anything in 601 s of waiting"):
+    said = r"no env runner has delivered anything in 601 s of waiting.*longer than env_runners.sample_timeout_s \(60\)"
+    with pytest.raises(Broke, match=said):
         patience.waited(2.0, 60.0)
-    patient = Patience("dreamer", Broke)
+    patient = Patience("dreamer", Broke, "dreamers.dreamer_timeout_s")
     patient.waited(1999.0, 200.0)
     with pytest.raises(Broke):
         patient.waited(1.0, 200.0)

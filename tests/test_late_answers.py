@@ -143,6 +143,10 @@ class Results(list[Any]):
 class Dreamers(Actors):
     """RLlib's `FaultTolerantActorManager`, as far as the pool uses it."""
 
+    def __init__(self, count: int):
+        super().__init__(count)
+        self.waits: list[tuple[float, list[int]]] = []
+
     def healthy_actor_ids(self) -> list[int]:
         return [actor for actor, is_healthy in self.healthy.items() if is_healthy]
 
@@ -164,6 +168,9 @@ class Dreamers(Actors):
 
     def fetch_ready_async_reqs(self, tags: list[str], timeout_seconds: float) -> Results:
         results = Results()
+        hung = [of for tag, of in self.requests if tag in tags and self.requests[tag, of][0] == HANGS]
+        if timeout_seconds and hung:
+            self.waits.append((timeout_seconds, hung))
         for actor, answered, request in self.fetch(tags):
             dreamed = Dreamed([object()], request.rows, 1, 0, 1, 1, 1, 0.1) if answered else None  # type: ignore[list-item]
             answer = f"process {actor}", dreamed
@@ -206,3 +213,22 @@ def test_a_dreamer_that_hangs_keeps_no_other_from_being_asked(pool: Any):
     assert pool._ready_ids() == [1, 2]
     pool._manager.requests[tag, 3] = WORKS, pool._manager.requests[tag, 3][1]
     assert pool._ready_ids() == [1, 2, 3] and not pool._abandoned
+
+
+def test_a_dreamer_that_hangs_with_two_orders_in_flight_is_waited_for_once(pool: Any):
+    first, second = pool.order_ahead(ORDER, None), pool.order_ahead(ORDER, None)
+    pool._manager.become(3, HANGS)
+    assert pool.gather(first, [30], never, never).rows == [30]
+    assert pool.gather(second, [30], never, never).rows == [30]
+    assert pool._manager.waits == [(1.0, [3])] and pool.num_late == 1
+    pool._manager.become(3, WORKS)
+    assert pool._ready_ids() == [1, 2, 3] and not pool._abandoned
+
+
+def test_what_an_overdue_dreamer_has_finished_meanwhile_counts(pool: Any):
+    first, second = pool.order_ahead(ORDER, None), pool.order_ahead(ORDER, None)
+    pool._manager.requests[first.tag_of(3), 3] = HANGS, pool._manager.requests[first.tag_of(3), 3][1]
+    pool.gather(first, [20], never, never)
+    asked = pool._manager.requests
+    assert pool.gather(second, [30], never, never).rows == [30]
+    assert set(asked) == {(first.tag_of(3), 3)}, "all three answered the second order: nothing was ordered again"

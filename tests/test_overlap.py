@@ -168,6 +168,27 @@ def stored_objects() -> int:
 # --- checkpoint ------------------------------------------------------------------------------------------------------
 
 
+def test_an_iteration_that_is_cut_short_starts_nothing_ahead(mixed, monkeypatch):
+    """The checkpoint that is to come would wait for the steps."""
+    sampling = mixed._stages.sampling
+    finish = sampling.finish
+
+    def finish_and_receive_a_signal(timeout_s):
+        mixed.cut_short()
+        return finish(timeout_s)
+
+    monkeypatch.setattr(sampling, "finish", finish_and_receive_a_signal)
+    in_flight = mixed._overlap.num_dreams_in_flight
+    before = steps_of(mixed)
+    mixed.train()
+    assert steps_of(mixed) > before and not sampling.in_flight
+    assert mixed._overlap.num_dreams_in_flight <= in_flight
+    monkeypatch.undo()
+    # Dreams that were in flight all the while are too old by now.
+    train_until(mixed, lambda result: not result["imagination"]["dropped_rows"])
+    assert sampling.in_flight and mixed._overlap.num_dreams_in_flight
+
+
 def test_a_checkpoint_counts_what_its_replay_holds(mixed, tmp_path):
     assert mixed._overlap._samples.in_flight
     steps, owed = steps_of(mixed), mixed._state.pending_updates

@@ -116,7 +116,7 @@ class Sampling:
         self._group, self._num_envs, self._server = group, num_envs, server
         self._failures = FailureCounter("env runner", EnvRunnerError)
         self._restarts = RestartCounter("env runner")
-        self._patience = Patience("env runner", EnvRunnerError)
+        self._patience = Patience("env runner", EnvRunnerError, "env_runners.sample_timeout_s")
         self._numbers = itertools.count()
         self._tag = ""
         self._asked: set[int] = set()
@@ -221,7 +221,9 @@ class Sampling:
     def _note_late(self, answered: set[int], timeout_s: float) -> None:
         late = (self._asked & set(self._group.healthy_worker_ids())) - answered
         if late:
-            logger.warning("env runners %s did not answer within %.0f s", sorted(late), timeout_s)
+            logger.warning(
+                "env runners %s did not answer within %.0f s (env_runners.sample_timeout_s)", sorted(late), timeout_s
+            )
             self.num_late += len(late)
             self._late |= late
             self._late_tags.append(self._tag)

@@ -109,6 +109,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         self.fault_tolerance(
             restart_failed_env_runners=True,
             env_runner_health_probe_timeout_s=5.0,
+            env_runner_restore_timeout_s=60.0,  # for one that hangs when it has just come back; RLlib's are 30 minutes
             delay_between_env_runner_restarts_s=1.0,
         )
 

@@ -67,7 +67,7 @@ class DreamerPool:
         self._timeout_s = timeout_s
         self._failures = FailureCounter("dreamer", DreamerError)
         self._restarts = RestartCounter("dreamer")
-        self._patience = Patience("dreamer", DreamerError)
+        self._patience = Patience("dreamer", DreamerError, "dreamers.dreamer_timeout_s")
         self._numbers = itertools.count()
         self._abandoned: dict[str, int] = {}
         self._overdue: set[int] = set()
@@ -220,14 +220,24 @@ class DreamerPool:
         """
         if not ticket.ids:
             return []
-        tags = [ticket.tag_of(dreamer_id) for dreamer_id in ticket.ids]
-        results = self._manager.fetch_ready_async_reqs(tags=tags, timeout_seconds=self._timeout_s)
+        known = self._overdue.intersection(ticket.ids)  # by another ticket: it was waited for
+        answers = self._fetch(ticket, set(ticket.ids) - known, self._timeout_s)
+        answers += self._fetch(ticket, known, 0.0)
         late = {i for i in ticket.ids if self._manager.num_outstanding_async_reqs(ticket.tag_of(i))}
-        if late:
-            logger.warning("dreamers %s did not answer within %.0f s", sorted(late), self._timeout_s)
-            self.num_late += len(late)
-            self._overdue |= late
+        if new := late - known:
+            logger.warning(
+                "dreamers %s did not answer within %.0f s (dreamers.dreamer_timeout_s)", sorted(new), self._timeout_s
+            )
+            self.num_late += len(new)
+            self._overdue |= new
         self.drop(ticket)
+        return answers
+
+    def _fetch(self, ticket: DreamTicket, ids: set[int], timeout_s: float) -> list[tuple[int, Answer]]:
+        tags = [ticket.tag_of(dreamer_id) for dreamer_id in ids]
+        if not tags:  # to RLlib no tags mean all
+            return []
+        results = self._manager.fetch_ready_async_reqs(tags=tags, timeout_seconds=timeout_s)
         answers = []
         for result in results.ignore_errors():
             process, answer = result.get()

@@ -87,10 +87,11 @@ class Patience:
     Args:
         kind: What the actors are, for messages ("env runner").
         error_class: What is raised.
+        timeout_setting: How long one wait is, by its path in YAML.
     """
 
-    def __init__(self, kind: str, error_class: type[Exception]):
-        self._kind, self._error_class = kind, error_class
+    def __init__(self, kind: str, error_class: type[Exception], timeout_setting: str):
+        self._kind, self._error_class, self._timeout_setting = kind, error_class, timeout_setting
         self._waited_s = 0.0
 
     def delivered(self) -> None:
@@ -107,8 +108,8 @@ class Patience:
         if self._waited_s >= max(MIN_PATIENCE_S, MAX_TIMEOUTS * timeout_s):
             raise self._error_class(
                 f"no {self._kind} has delivered anything in {self._waited_s:.0f} s of waiting, and none is known to be "
-                "dead: they hang, or are cut off. Look at their logs and nodes; the run goes on from its last "
-                "checkpoint (--resume)."
+                f"dead: they hang, are cut off, or need longer than {self._timeout_setting} ({timeout_s:g}). Look at "
+                "their logs and nodes, or raise it; the run goes on from its last checkpoint (--resume)."
             )
 
 

@@ -90,7 +90,10 @@ class OverlappingTraining:
     # --- real experience ---------------------------------------------------------------------------------------------
 
     def _next_real(self) -> RealExperience:
-        """The real experience of this iteration; that of the next one is under way when this returns."""
+        """The real experience of this iteration; that of the next one is under way when this returns.
+
+        But for an iteration that is cut short, after which there may be none.
+        """
         stages = self._stages
         real, self._banked = self._banked, None
         if real is None:
@@ -98,14 +101,18 @@ class OverlappingTraining:
                 self._sample("collect")
             with stages.report.stage("wait_sample"):
                 parts = self._samples.finish(stages.config.sample_timeout_s)
-            self._sample("collect ahead")
+            self._sample_ahead()
             stages.report.add_seconds("sample", max((part.seconds for part in parts), default=0.0))
             real = stages.take_in(parts)
         else:
-            self._sample("collect ahead")
+            self._sample_ahead()
         stages.parts.state.banked_rows = 0
         stages.count(real)
         return real
+
+    def _sample_ahead(self) -> None:
+        if not self._stages.is_cut_short:  # the checkpoint that is to come would wait for these steps
+            self._sample("collect ahead")
 
     def _sample(self, stage: str) -> None:
         num_timesteps = self._stages.config.total_train_batch_size
@@ -123,7 +130,9 @@ class OverlappingTraining:
         """
         stages = self._stages
         assert stages.parts.pool is not None
-        while len(self._tickets) < min(stages.config.max_dreams_in_flight, stages.num_rounds):
+        while not stages.is_cut_short and len(self._tickets) < min(
+            stages.config.max_dreams_in_flight, stages.num_rounds
+        ):
             ahead = rows if len(self._tickets) < rounds else self._rows_ahead(ratio)
             if not ahead:
                 return
