@@ -17,6 +17,7 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.loop import End
 from wm_rllib.cli.plan import RunPlan
 from wm_rllib.cli.remote_folder import RemoteFolder
+from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import RunFolder
 from wm_rllib.cli.signals import StopSignals
 from wm_rllib.cli.train import train
@@ -229,6 +230,58 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(filesystem
     assert json.loads((newest / "state.json").read_text()) == 5
 
 
+def test_what_was_written_between_pull_and_claim_leaves_no_gap(filesystem):
+    """The later process goes on from what it pulled, and the lasting checkpoint is that one again."""
+    run(folder_on(filesystem), FakeAlgorithm(), total=200)
+    later = folder_on(filesystem)
+    run(folder_on(filesystem), FakeAlgorithm(), total=400)
+    later.open()
+    later.cut_back(later.newest_checkpoint())
+    later.share()
+    assert rows_on(filesystem) == [1, 2]
+    assert read_meta(folder_on(filesystem).newest_checkpoint()).training_iteration == 2
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/last"])
+def test_a_uri_whose_checkpoint_was_not_put_in_its_place_means_the_finished_one(tmp_path, place):
+    run(RunFolder.at(f"file://{tmp_path}/run", pull=True), FakeAlgorithm())
+    last = tmp_path / "run" / "checkpoints" / "last"
+    shutil.copytree(last, last.with_name(".tmp-last-of-a-killed-process"))
+    (last / checkpoints.META_FILE).unlink()
+    copied = resolve(f"file://{tmp_path}/{place}", ("last",))
+    assert read_meta(copied).training_iteration == 5
+    assert json.loads((copied / "state.json").read_text()) == 5
+
+
+def test_a_uri_whose_checkpoint_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    uri = f"file://{tmp_path}/run"
+    run(RunFolder.at(uri, pull=True), FakeAlgorithm(), total=200)
+    download, downloads = RemoteFolder._download, []
+
+    def replaced_meanwhile(self, place, target):
+        download(self, place, target)
+        downloads.append(place)
+        if len(downloads) == 1:
+            monkeypatch.setattr(RemoteFolder, "_download", download)
+            run(RunFolder.at(uri, pull=True), FakeAlgorithm())
+            monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
+
+    monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
+    copied = resolve(f"{uri}/checkpoints/last", ("last",))
+    assert len(downloads) == 2
+    assert read_meta(copied).training_iteration == 5
+    assert json.loads((copied / "state.json").read_text()) == 5
+
+
+def test_a_uri_that_no_run_of_the_command_line_wrote(tmp_path):
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / checkpoints.RLLIB_META_FILE).write_text("{}")
+    copied = resolve(f"file://{tmp_path}/tune", ("last",))
+    assert (copied / checkpoints.RLLIB_META_FILE).read_text() == "{}"
+    with pytest.raises(CommandError, match=f"file://{tmp_path} is no checkpoint of wm_rllib"):
+        resolve(f"file://{tmp_path}", ("last",))
+
+
 def test_used_folder_is_refused_by_its_uri(filesystem):
     folder_on(filesystem, pull=False).refuse_if_used()
     run(folder_on(filesystem), FakeAlgorithm())
@@ -242,7 +295,7 @@ def test_a_uri_names_what_it_shares(tmp_path):
     assert folder.name_of(folder.checkpoints / "last") == f"file://{tmp_path}/run/checkpoints/last"
     run(folder, FakeAlgorithm())
     assert checkpoints.find(tmp_path / "run" / "checkpoints", "last") is not None
-    copied = checkpoints.resolve(f"file://{tmp_path}/run/checkpoints/last", ("last",))
+    copied = resolve(f"file://{tmp_path}/run/checkpoints/last", ("last",))
     assert read_meta(copied).training_iteration == 5 and tmp_path not in copied.parents
 
 
@@ -250,7 +303,7 @@ def test_unusable_uris_are_one_message(tmp_path):
     with pytest.raises(CommandError, match="nonsense://x cannot be used"):
         RunFolder.at("nonsense://x", pull=False)
     with pytest.raises(CommandError, match="cannot be read"):
-        checkpoints.resolve(f"file://{tmp_path}/none", ("last",))
+        resolve(f"file://{tmp_path}/none", ("last",))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CommandError, match=r"run folder file://.* cannot be written"):
         RunFolder.at(f"file://{tmp_path}/file", pull=True).open()

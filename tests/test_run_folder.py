@@ -22,6 +22,7 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.loop import End
 from wm_rllib.cli.memory import MemoryMonitor
 from wm_rllib.cli.plan import RunPlan
+from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import RunFolder
 from wm_rllib.cli.signals import StopSignals
 from wm_rllib.cli.train import train
@@ -99,18 +100,18 @@ def test_copy_keeps_content_and_meta(tmp_path):
 def test_resolve_takes_checkpoints_and_run_folders(tmp_path):
     run = tmp_path / "run"
     last = write(run / "checkpoints", "last", 1)
-    assert checkpoints.resolve(last, ("best", "last")) == last
-    assert checkpoints.resolve(run, ("best", "last")) == last
+    assert resolve(last, ("best", "last")) == last
+    assert resolve(run, ("best", "last")) == last
     best = write(run / "checkpoints", "best", 1)
-    assert checkpoints.resolve(run, ("best", "last")) == best
-    assert checkpoints.resolve(run / "checkpoints", ("last", "best")) == last
+    assert resolve(run, ("best", "last")) == best
+    assert resolve(run / "checkpoints", ("last", "best")) == last
 
 
 def test_resolve_refuses_what_is_none(tmp_path):
     with pytest.raises(CommandError, match="does not exist"):
-        checkpoints.resolve(tmp_path / "none", ("last",))
+        resolve(tmp_path / "none", ("last",))
     with pytest.raises(CommandError, match="no checkpoint of wm_rllib"):
-        checkpoints.resolve(tmp_path, ("last",))
+        resolve(tmp_path, ("last",))
 
 
 def test_other_formats_are_refused(tmp_path):

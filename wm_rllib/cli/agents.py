@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.errors import CommandError
+from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import BEST, LAST
 from wm_rllib.environments import AnyEnv, env_spaces, find_env, make_env, vector_maker
 from wm_rllib.settings import check_value
@@ -57,7 +58,7 @@ def load_agent(args: argparse.Namespace) -> Agent:
     Raises:
         CommandError: If there is no such checkpoint, or its agent does not fit the environment.
     """
-    checkpoint = checkpoints.resolve(args.checkpoint, (BEST, LAST))
+    checkpoint = resolve(args.checkpoint, (BEST, LAST))
     of_a_run = checkpoints.read_meta(checkpoint)
     values = checkpoints.read_settings(checkpoint) if of_a_run else checkpoints.read_environment(checkpoint)
     env_id, env_config = _environment(args, checkpoint, values)
@@ -87,7 +88,7 @@ def _load_whole(place: str | Path, checkpoint: Path) -> tuple[Path, CheckpointMe
         else:
             if checkpoints.read_meta(checkpoint) == before:
                 return checkpoint, before, policy
-        checkpoint = checkpoints.resolve(place, (BEST, LAST))
+        checkpoint = resolve(place, (BEST, LAST))
     raise CommandError(f"{checkpoint} was replaced while it was read, again and again. Fix: try once more.")
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from wm_rllib.atomic_files import write_atomically
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import fetch_checkpoint, is_uri
 from wm_rllib.frame_files import link_or_copy
 from wm_rllib.settings import parse_tree
 from wm_rllib.yaml_files import read_yaml, write_yaml
@@ -169,29 +168,3 @@ def copy(source: Path, folder: Path, name: str) -> Path:
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignored, copy_function=link_or_copy)
 
     return write(folder, name, meta, read_yaml(source / SETTINGS_FILE), save_to)
-
-
-def resolve(place: str | Path, names: tuple[str, ...]) -> Path:
-    """Return the checkpoint that a user means by a path.
-
-    Args:
-        place: A checkpoint, a run folder, or the checkpoints folder of one; as a URI, a checkpoint.
-        names: Which checkpoint of a run folder to take: the first of these that exists.
-
-    Raises:
-        CommandError: If there is nothing, or nothing that a wm_rllib or Ray Tune run wrote.
-    """
-    path = fetch_checkpoint(str(place)) if is_uri(str(place)) else Path(place)
-    if not path.is_dir():
-        raise CommandError(f"checkpoint {path} does not exist. Fix: give a checkpoint or run folder.")
-    if (path / META_FILE).exists() or (path / RLLIB_META_FILE).exists():
-        return path
-    for folder in (path / "checkpoints", path):
-        for name in names:
-            found = find(folder, name)
-            if found is not None:
-                return found
-    raise CommandError(
-        f"{path} is no checkpoint of wm_rllib and no run folder with one in it. "
-        "Fix: give a folder like runs/NAME/checkpoints/best."
-    )

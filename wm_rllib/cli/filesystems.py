@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -36,25 +33,3 @@ def connect(uri: str) -> tuple[Any, str]:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def fetch_checkpoint(uri: str) -> Path:
-    """Return a copy on this machine of the checkpoint at a URI; it goes when this process ends.
-
-    Raises:
-        CommandError: If there is none, or it cannot be read.
-    """
-    filesystem, root = connect(uri)
-    staging = tempfile.TemporaryDirectory(prefix="wm_rllib-")
-    atexit.register(staging.cleanup)
-    target = Path(staging.name) / "checkpoint"
-    target.mkdir()
-    try:
-        pyarrow.fs.copy_files(
-            root, str(target), source_filesystem=filesystem, destination_filesystem=pyarrow.fs.LocalFileSystem()
-        )
-    except (OSError, pyarrow.ArrowException) as error:
-        raise CommandError(
-            f"checkpoint {uri} cannot be read: {first_line(error)}. Fix: a URI like s3://bucket/run/checkpoints/best."
-        ) from None
-    return target

@@ -18,6 +18,7 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import is_uri
 from wm_rllib.cli.loop import StopRule
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
+from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
 from wm_rllib.environments import env_spaces, gymnasium_makes, make_env
 from wm_rllib.pixels import AS_IT_IS, PixelSettings
@@ -105,7 +106,7 @@ def _find_source(args: argparse.Namespace, named: RunFolder | None) -> Path | No
     if args.resume is None:
         return None
     if args.resume != AUTO:
-        source = checkpoints.resolve(args.resume, (LAST, BEST))
+        source = resolve(args.resume, (LAST, BEST))
         if named is None and is_uri(args.resume) and source.parent.name == "checkpoints":
             raise CommandError(
                 f"--resume is the URI of a run folder, {args.resume}. Fix: --run-dir {args.resume} --resume auto to go "
@@ -212,7 +213,7 @@ def find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:
     """
     from wm_rllib.transfer import CONTROLLER, transferred_policy, transferred_weights
 
-    found = checkpoints.resolve(config.transfer_from, (BEST, LAST))
+    found = resolve(config.transfer_from, (BEST, LAST))
     own = config.world_model_config(*spaces)
     try:
         transferred_weights(found, config.transferred_parts, own)

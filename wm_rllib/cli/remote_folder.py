@@ -81,6 +81,15 @@ class RemoteFolder:
                 if self._download_whole(name, self.staging / CHECKPOINTS / name):
                     self._is_new(self.staging / CHECKPOINTS / name / META_FILE, _final(name))
 
+    def fetch(self, name: str, target: Path) -> bool:
+        """Copy one checkpoint to a path that does not exist yet; False if there is none of this name.
+
+        Raises:
+            CommandError: If it cannot be read.
+        """
+        with self._readable():
+            return self._download_whole(name, target)
+
     def claim(self) -> None:
         """Make this process the one that writes here, and finish what a kill interrupted.
 
@@ -109,7 +118,9 @@ class RemoteFolder:
         with self._writable():
             self._check_owner()
             going_back = (self._iteration("last") or 0) > (_local_iteration(self.staging / CHECKPOINTS / "last") or 0)
-            if not going_back:
+            if going_back:  # the process before this one wrote on between `pull` and `claim`
+                self._pushed.pop(_final("last"), None)
+            else:
                 self._push_files()
             for name in ("last", "best"):
                 self._push_checkpoint(name)

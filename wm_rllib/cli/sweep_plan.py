@@ -21,6 +21,7 @@ from wm_rllib.cli.plan import (
     register_env,
     valid_config,
 )
+from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import BEST, LAST, TRIALS, RunFolder
 from wm_rllib.settings import SettingError, find_setting, flat_tree
 from wm_rllib.sweep.search import TABLE, flat_search, unknown_message
@@ -117,7 +118,7 @@ def _requested(args: argparse.Namespace, source: str | Path | None) -> SweepSpec
             settings[find_setting(path).path] = value
     if settings.get(TRANSFER) is not None:  # trials run in folders of their own
         local_source(str(settings[TRANSFER]), "sweep")
-        settings[TRANSFER] = str(checkpoints.resolve(str(settings[TRANSFER]), (BEST, LAST)).resolve())
+        settings[TRANSFER] = str(resolve(str(settings[TRANSFER]), (BEST, LAST)).resolve())
     return parse_sweep(settings | flag_values(args), search)
 
 
