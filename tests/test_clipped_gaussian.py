@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorica
 from tiny import tiny_config
 
 from wm_rllib.clipped_gaussian import ClippedGaussian, as_clipped
-from wm_rllib.models.clipped import clipped_log_likelihood, clipped_mean
+from wm_rllib.models.clipped import clipped_divergence, clipped_log_likelihood, clipped_mean
 from wm_rllib.models.controller import GaussianSampler
 from wm_rllib.policy_module import NORMALIZE_ACTIONS
 
@@ -55,6 +57,35 @@ HALF = gym.spaces.Box(np.array([-2.0, -np.inf], np.float32), np.array([2.0, 1.0]
 )
 def test_only_what_rllib_clips_is_treated_so(distribution, space, normalized, expected):
     assert as_clipped(distribution, space, normalized=normalized) is expected
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.1, 0.3), (0.9, 0.5), (-1.4, 0.7), (0.0, 4.0)])
+@pytest.mark.parametrize(("other_mean", "other_std"), [(0.0, 0.4), (1.5, 1.0), (-0.5, 3.0)])
+def test_divergence_is_the_mean_log_ratio_of_what_is_drawn(mean, std, other_mean, other_std):
+    generator = torch.Generator().manual_seed(0)
+    drawn = mean + std * torch.randn(1_000_000, generator=generator, dtype=torch.float64)
+    ours, theirs = (
+        clipped_log_likelihood(drawn, *torch.tensor([m, math.log(s)], dtype=torch.float64))
+        for m, s in ((mean, std), (other_mean, other_std))
+    )
+    error = 5.0 * float((ours - theirs).std()) / 1_000
+    result = clipped_divergence(*torch.tensor([[mean], [std], [other_mean], [other_std]]))
+    assert float(result) == pytest.approx(float((ours - theirs).mean()), abs=error + 1e-6)
+
+
+def test_what_lies_beyond_the_same_bound_does_not_diverge():
+    logits = torch.tensor([[5.0, math.log(0.1)], [6.0, math.log(0.1)], [-5.0, math.log(0.1)]])
+    first, second, other_side = (ClippedGaussian.from_logits(each[None]) for each in logits)
+    assert float(first.kl(second)) == pytest.approx(0.0, abs=1e-9)
+    assert float(TorchDiagGaussian.from_logits(logits[:1]).kl(TorchDiagGaussian.from_logits(logits[1:2]))) > 40
+    assert float(first.kl(other_side)) > 40
+
+
+def test_divergence_has_a_gradient_everywhere():
+    inputs = torch.tensor([[0.2, -1.0], [8.0, -3.0], [-30.0, 2.0], [0.0, 6.0]], requires_grad=True)
+    reference = ClippedGaussian.from_logits(torch.tensor([[0.0, 0.0], [7.0, -3.0], [20.0, 1.0], [0.5, -2.0]]))
+    reference.kl(ClippedGaussian.from_logits(inputs)).sum().backward()
+    assert inputs.grad.isfinite().all() and (inputs.grad[[0, 2, 3]] != 0).any(1).all()
 
 
 def test_entropy_is_rllibs_up_to_a_deviation_of_one_and_pays_nothing_beyond():

@@ -9,7 +9,7 @@ import gymnasium as gym
 from ray.rllib.core.distribution.torch.torch_distribution import TorchDeterministic, TorchDiagGaussian
 from torch import Tensor
 
-from wm_rllib.models.clipped import clipped_log_likelihood, clipped_mean
+from wm_rllib.models.clipped import clipped_divergence, clipped_log_likelihood, clipped_mean
 
 STANDARD_ENTROPY = 0.5 + 0.5 * math.log(2.0 * math.pi)
 """Of a standard normal variable, in nats."""
@@ -33,6 +33,11 @@ class ClippedGaussian(TorchDiagGaussian):
     def logp(self, value: Tensor) -> Tensor:
         """Log-likelihoods [B] of actions [B, A] as they were drawn."""
         return clipped_log_likelihood(value, self._dist.mean, self._dist.stddev.log()).sum(-1)
+
+    def kl(self, other: ClippedGaussian) -> Tensor:
+        """Of the actions [B] that reach the environment, from those of another one."""
+        mine, theirs = self._dist, other._dist
+        return clipped_divergence(mine.mean, mine.stddev, theirs.mean, theirs.stddev).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropies [B], of each action at most that of a standard normal one."""

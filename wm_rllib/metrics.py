@@ -93,8 +93,10 @@ METRICS: dict[str, Metric] = {
     "trust/termination_calibration": Metric(
         "Expected calibration error of M's probability that the next step ends the episode.", "0 to 1"
     ),
-    "trust/ends_expected": Metric("Ends that M expected on the steps it was judged on.", "ends"),
-    "trust/ends_seen": Metric("Ends that there were on these steps.", "ends"),
+    "trust/ends_expected": Metric(
+        "Ends that M expected on the windows it was judged on, which overlap: an end counts in each.", "ends"
+    ),
+    "trust/ends_seen": Metric("Ends that there were on these windows, counted so.", "ends"),
     "replay/steps": Metric(
         "Env steps that the replay holds, where new ones have come in; absent where none have.", "steps"
     ),

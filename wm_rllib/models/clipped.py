@@ -46,3 +46,29 @@ def clipped_log_likelihood(action: Tensor, mean: Tensor, log_std: Tensor) -> Ten
     below = torch.special.log_ndtr((-1.0 - mean) * precision)
     above = torch.special.log_ndtr((mean - 1.0) * precision)
     return torch.where(action <= -1.0, below, torch.where(action >= 1.0, above, inside))
+
+
+def clipped_divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:
+    """KL of a clipped Gaussian from another one, elementwise: over both bounds, each one event, and what lies between.
+
+    Two that lie beyond the same bound are the same, however far apart.
+
+    Args:
+        mean: Of the Gaussian.
+        std: Its standard deviation, above 0.
+        other_mean: Of the other one.
+        other_std: Its standard deviation, above 0.
+    """
+    mu, sigma, nu, tau = (x.double() for x in (mean, std, other_mean, other_std))
+    low, high = (-1.0 - mu) / sigma, (1.0 - mu) / sigma
+    below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(-high)
+    other_below, other_above = torch.special.log_ndtr((-1.0 - nu) / tau), torch.special.log_ndtr((nu - 1.0) / tau)
+    at_bounds = below.exp() * (below - other_below) + above.exp() * (above - other_above)
+    # Moments of x - mu between the bounds, of order 0, 1 and 2.
+    zeroth = (1.0 - below.exp() - above.exp()).clamp(min=0.0)
+    first = sigma * (_density(low) - _density(high))
+    second = sigma.square() * (zeroth + low * _density(low) - high * _density(high))
+    shift = mu - nu
+    from_other = (second + 2.0 * shift * first + shift.square() * zeroth) / (2.0 * tau.square())
+    inside = zeroth * (tau.log() - sigma.log()) - second / (2.0 * sigma.square()) + from_other
+    return (at_bounds + inside).clamp(min=0.0).to(mean.dtype)
