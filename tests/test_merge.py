@@ -23,6 +23,7 @@ from tiny import tiny_config
 
 from wm_rllib import WorldModelPPOConfig
 from wm_rllib.dreamed_rows import COLUMNS
+from wm_rllib.fresh import Fresh
 from wm_rllib.learner import WorldModelPPOLearner
 from wm_rllib.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.replay_service import as_fit_batch
@@ -301,6 +302,45 @@ def test_advantages_are_standardised_in_each_source(monkeypatch: pytest.MonkeyPa
         advantages = of_source(rows, source)[Postprocessing.ADVANTAGES]
         assert advantages.mean() == pytest.approx(0.0, abs=1e-5)
         assert advantages.std() == pytest.approx(1.0, abs=1e-5)
+
+
+def with_greedy(episodes: list[SingleAgentEpisode], which: tuple[int, ...]) -> list[SingleAgentEpisode]:
+    """The same episodes, of which some say that they were acted greedily."""
+    for index, episode in enumerate(episodes):
+        Fresh(len(episode), is_greedy=index in which).attach(episode)
+    return episodes
+
+
+def test_greedy_rows_have_no_advantage_and_are_no_part_of_the_others(monkeypatch: pytest.MonkeyPatch):
+    episodes = with_greedy(real_episodes(SPACES["box"]), (1, 3))
+    ends = np.cumsum([length for length, _ in LENGTHS])
+    is_greedy = np.zeros(NUM_REAL, bool)
+    is_greedy[ends[0] : ends[1]] = is_greedy[ends[2] : ends[3]] = True
+    block = imagined_block(SPACES["box"], 6, 5)
+    real = of_source(
+        merged_batch(make_learner(config_of("box")), monkeypatch, episodes=episodes, imagined=[[[block]]]), REAL
+    )
+    advantages = real[Postprocessing.ADVANTAGES]
+    assert (advantages[is_greedy] == 0.0).all()
+    assert advantages[~is_greedy].mean() == pytest.approx(0.0, abs=1e-5)
+    assert advantages[~is_greedy].std() == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("greedy", [(), (0, 1, 2, 3, 4), (3,)])
+def test_the_policy_learns_nothing_from_what_was_done_greedily(greedy: tuple[int, ...]):
+    """Whatever it was: the critic learns what became of it."""
+    states = []
+    for changed in (False, True):
+        learner, episodes = make_learner(config_of("box", use_kl_loss=False)), real_episodes(SPACES["box"])
+        if changed:
+            for name in (Columns.ACTIONS, Columns.ACTION_LOGP):
+                data = episodes[3].actions if name == Columns.ACTIONS else episodes[3].extra_model_outputs[name]
+                data.data[:] = -0.5 * data.data
+        block = imagined_block(SPACES["box"], 6, 5)
+        learner.update(episodes=with_greedy(episodes, greedy), imagined=[[[block]]], stage_seed=1, num_epochs=2)
+        states.append(policy_state(learner))
+    same = all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+    assert same == (3 in greedy)
 
 
 def test_imagined_advantages_are_targets_minus_the_current_critic(monkeypatch: pytest.MonkeyPatch):

@@ -362,6 +362,8 @@ def test_chunks_say_how_they_came_about():
         assert bool(collected.num_ends) == (steps == 36)
         for chunk in ray.get(collected.raw_ref):
             by_env.setdefault(int(chunk.get_observations(0)[0]), []).append(chunk)
+        on_features = ray.get(collected.shard_refs[0])
+        assert [Fresh.of(chunk) for chunk in on_features] == [Fresh.of(chunk) for chunk in ray.get(collected.raw_ref)]
         assert sorted(by_env) == [0, 1, 2, 3]
         for number, chunks in by_env.items():
             said = [Fresh.detach(chunk) for chunk in chunks]

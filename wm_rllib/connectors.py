@@ -193,7 +193,7 @@ class FeatureConnector(ConnectorV2):
     ) -> list[SingleAgentEpisode]:
         """The raw experience behind sampled chunks, for the replay; forgets what no ongoing episode needs.
 
-        A chunk's `custom_data` says how it came about (`wm_rllib.fresh.Fresh`).
+        Its `custom_data`, and that of the chunks on features, says how it came about (`wm_rllib.fresh.Fresh`).
 
         Args:
             episodes: Chunks that `sample` returned, on features, those of one environment in order.
@@ -207,6 +207,7 @@ class FeatureConnector(ConnectorV2):
             fresh = Fresh(len(episode), steps_after.get(track.row, 0), is_greedy=track.row < num_greedy)
             steps_after[track.row] = fresh.steps_after + fresh.length + 1  # and one for the reset before it
             raw.append(fresh.attach(_raw_chunk(episode, track)))
+            fresh.attach(episode)
         raw.reverse()
         keep = {episode.id_ for episode in ongoing}
         self._tracks = {id_: track for id_, track in self._tracks.items() if id_ in keep}

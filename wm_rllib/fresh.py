@@ -30,6 +30,11 @@ class Fresh:
         return chunk
 
     @classmethod
+    def of(cls, chunk: SingleAgentEpisode) -> Fresh:
+        """What a chunk says; of one that says nothing, its length."""
+        return chunk.custom_data.get(KEY) or cls(len(chunk))
+
+    @classmethod
     def detach(cls, chunk: SingleAgentEpisode) -> Fresh:
         """What a chunk says, for the last time; of one that says nothing, its length."""
         return chunk.custom_data.pop(KEY, None) or cls(len(chunk))

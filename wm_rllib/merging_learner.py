@@ -12,6 +12,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import SampleBatch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from wm_rllib.advantages import standardise
 from wm_rllib.agreement import mean_and_std, moments, num_learners, sum_over_learners
 from wm_rllib.dreamed_rows import COLUMNS, Block, RowColumns, dreamed_rows
+from wm_rllib.fresh import Fresh
 from wm_rllib.mixing import imagined_rows, real_rows_for
 from wm_rllib.policy_module import WorldModelPPOModule, moved_units
 
@@ -49,11 +51,12 @@ class MergingLearner(PPOTorchLearner):
             NothingToLearnError: This learner, or another one, has no rows; all learners raise it.
         """
         imagined = self._imagined_columns(_get_available(self._imagined)) if self._imagined else None
-        real = None
+        real = greedy = None
         if training_data.episodes:
+            greedy = self._greedy_rows(training_data.episodes)  # RLlib will append a row to each
             batch = super()._make_batch_if_necessary(training_data)
             real = self._real_columns(batch.policy_batches[DEFAULT_MODULE_ID])
-        self._standardise(real, imagined)
+        self._standardise(real, imagined, greedy)
         if real is not None and self._real_rows is not None:
             real = self._choose(real, self._real_rows)
         real, imagined = self._keep_ratio(real, imagined)
@@ -100,14 +103,28 @@ class MergingLearner(PPOTorchLearner):
         fitting = min(num_imagined, imagined_rows(kept, self._ratio))
         return self._choose(real, kept), self._choose(imagined, fitting)
 
-    def _standardise(self, real: RowColumns | None, imagined: RowColumns | None) -> None:
-        """Advantages to zero mean and unit deviation, each source by itself, over the rows of all learners."""
+    def _greedy_rows(self, episodes: list[SingleAgentEpisode]) -> Tensor:
+        """Which of the rows of episodes [N] were acted greedily."""
+        lengths = torch.tensor([len(episode) for episode in episodes], device=self._device)
+        is_greedy = torch.tensor([Fresh.of(episode).is_greedy for episode in episodes], device=self._device)
+        return is_greedy.repeat_interleave(lengths)
+
+    def _standardise(self, real: RowColumns | None, imagined: RowColumns | None, greedy: Tensor | None) -> None:
+        """Advantages to zero mean and unit deviation, each source by itself, over the rows of all learners.
+
+        Those of greedy rows [N] are 0 instead: such actions were not drawn from the policy, whose gradient would make
+        it narrower for each that went well, and wider for each that did not. The critic learns from them.
+        """
         sources = (real, imagined)
         own = [moments(None if source is None else source[Postprocessing.ADVANTAGES]) for source in sources]
+        if real is not None and greedy is not None:
+            own[0] = moments(real[Postprocessing.ADVANTAGES][~greedy])
         totals = sum_over_learners(torch.stack([column.to(self._device) for column in own]))
         for source, total in zip(sources, totals, strict=True):
             if source is not None:
                 source[Postprocessing.ADVANTAGES] = standardise(source[Postprocessing.ADVANTAGES], mean_and_std(total))
+        if real is not None and greedy is not None:
+            real[Postprocessing.ADVANTAGES] = real[Postprocessing.ADVANTAGES].masked_fill(greedy, 0.0)
 
     def _agree_on_targets(self, sources: list[RowColumns]) -> None:
         """Moves the critic's units towards the mean and standard deviation of this update's value targets.
