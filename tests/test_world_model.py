@@ -26,7 +26,7 @@ from tiny_models import HIDDEN_DIM, LATENT_DIM, OBSERVATION_DIM, mdn_config, seq
 
 from wm_rllib.metrics import progress_row
 from wm_rllib.models import MDNRNN, VariationalAutoencoder
-from wm_rllib.models.mixture import MixtureParams, draw_noise, mixture_nll, sample_mixture
+from wm_rllib.models.mixture import MixtureParams, draw_noise, explained, mixture_nll, sample_mixture
 from wm_rllib.models.world_model import SequenceBatch, WorldModel
 
 
@@ -288,6 +288,16 @@ class TestMDNRNN:
         params, target = random_mixture(*batch_shape, joint=False), torch.randn(*batch_shape, LATENT_DIM)
         torch.testing.assert_close(mixture_nll(params, target), -reference_mixture(params).log_prob(target).sum(-1))
 
+    @pytest.mark.parametrize("joint", [True, False])
+    def test_components_explain_a_target_by_bayes_rule(self, joint: bool):
+        params, target = random_mixture(6, 5, joint=joint), torch.randn(6, 5, LATENT_DIM)
+        mixture = reference_mixture(params)
+        given_component = mixture.component_distribution.log_prob(target.unsqueeze(-2 if joint else -1))
+        weights = mixture.mixture_distribution.logits + given_component - mixture.log_prob(target).unsqueeze(-1)
+        ours = explained(params, target)
+        torch.testing.assert_close(ours.log_pi if joint else ours.log_pi.mT, weights)
+        assert ours.mean is params.mean and ours.log_sigma is params.log_sigma
+
     @pytest.mark.parametrize("mixture", ["joint", "per_dimension"])
     def test_mixture_weights_sum_to_one(self, mixture: Any):
         mdn = MDNRNN(mdn_config(mixture=mixture))
@@ -404,7 +414,7 @@ class TestMDNRNN:
         assert model.losses(batch)[1].reward != model.losses(SequenceBatch(**changed))[1].reward
 
     def test_losses_by_hand(self):
-        mdn = MDNRNN(mdn_config())
+        mdn = MDNRNN(mdn_config()).eval()
         mdn.set_normalisation(*map(torch.tensor, (2.0, 3.0, 20.0, 0.1)))
         z, action, reward = torch.randn(2, 4, LATENT_DIM), torch.randn(2, 3, 2), torch.randn(2, 3)
         terminated = torch.tensor([[False, False, True], [False, False, False]])
@@ -439,8 +449,34 @@ class TestMDNRNN:
 
     def test_m_learns_on_the_means_whatever_mode_v_is_in(self):
         model, batch = world_model(), sequences([4, 6], 6)
-        in_training = model.train().losses(batch)[1]
-        assert torch.equal(in_training.total, model.eval().losses(batch)[1].total)
+        model.mdn_rnn.eval()
+        model.vae.train()
+        in_training = model.losses(batch)[1]
+        model.vae.eval()
+        assert torch.equal(in_training.total, model.losses(batch)[1].total)
+
+    def test_half_of_what_the_outcome_head_learns_from_is_drawn_as_in_a_dream(self):
+        mdn = MDNRNN(mdn_config(reward_loss_coeff=1.0, termination_loss_coeff=5.0)).train()
+        z, action, reward = torch.randn(5, 2, LATENT_DIM), torch.randn(5, 1, 2), torch.randn(5, 1)
+        terminated = torch.tensor([[True], [False], [False], [True], [False]])
+        seed = 3
+        torch.manual_seed(seed)
+        losses = mdn.losses(z, action, reward, terminated, torch.ones(5, 1, dtype=torch.bool))
+        now, after, action = z[:, 0], z[:, 1], action[:, 0]
+        predicted = mdn.predict(mdn.unroll(z[:, :1], action[:, None])[0][:, 0], now, action)
+        torch.manual_seed(seed)
+        noise = draw_noise((5,), mdn.config.num_mixtures, LATENT_DIM, predicted.joint, z.device)
+        draw = sample_mixture(explained(predicted, after), 1.0, noise)
+        total = 0.1 * losses.nll
+        for next_z in (after, draw):
+            outcome = mdn.outcome(now, action, next_z)
+            assert outcome.last_reward is not None
+            expected = torch.where(terminated[:, 0], outcome.last_reward, outcome.reward)
+            squared = 0.5 * (expected - reward[:, 0]) ** 2
+            logit = outcome.termination_logit
+            cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(logit, terminated[:, 0].float())
+            total = total + 0.5 * (squared.mean() + 5.0 * cross_entropy)
+        torch.testing.assert_close(losses.total, total)
 
     def test_reward_is_predicted_in_the_environments_units(self):
         plain, scaled = MDNRNN(mdn_config()), MDNRNN(mdn_config())

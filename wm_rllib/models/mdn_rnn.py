@@ -13,7 +13,7 @@ from wm_rllib.models.config import MDNRNNConfig
 from wm_rllib.models.ensemble import Ensemble
 from wm_rllib.models.layers import mlp
 from wm_rllib.models.masks import places
-from wm_rllib.models.mixture import MixtureParams, mixture_nll
+from wm_rllib.models.mixture import MixtureParams, draw_noise, explained, mixture_nll, sample_mixture
 from wm_rllib.models.outcome import Outcome, OutcomeEnsemble, Truth
 
 State = tuple[Tensor, Tensor]
@@ -319,7 +319,7 @@ class MDNRNN(nn.Module):
         Returns:
             Means over the unmasked transitions: `nll` in nats, `reward` half squared error in normalised units,
             `termination` cross-entropy in nats, not weighted; `total` weighs them by the config, and has the ensemble's
-            loss and that of shuffled transitions in it.
+            loss, that of shuffled transitions and that of drawn next latents in it.
         """
         z = z.detach()
         noisy, shift = self._disturbed(z[:, :-1])
@@ -331,30 +331,44 @@ class MDNRNN(nn.Module):
         hidden, noisy, shift, now, after, action, reward, terminated = (
             x.flatten(0, 1)[rows] for x in (hidden, noisy, shift, z[:, :-1], z[:, 1:], action, reward, terminated)
         )
-        log_likelihood_error = mixture_nll(self.predict(hidden, noisy, action), after)
+        predicted = self.predict(hidden, noisy, action)
+        log_likelihood_error = mixture_nll(predicted, after)
         if self.ends_head is None:
             nll = _mean(log_likelihood_error)
         else:
             nll = torch.where(terminated, 0.0, log_likelihood_error).sum() / (~terminated).sum().clamp(min=1)
         truth = Truth(reward, terminated, torch.where(terminated, self.last_reward_scale, self.reward_scale))
         outcome = self.outcome(now + shift, action, after + shift)
+        drawn = self.outcome(noisy, action, self._draw(explained(predicted, after))) if self.training else outcome
         later_ends: Tensor | float = 0.0
         if self.ends_head is not None and ahead is not None:
             logits = self.ends_head(torch.cat([hidden, noisy, action], -1)).float()
-            outcome = replace(outcome, termination_logit=logits[:, 0])
+            outcome, drawn = (replace(each, termination_logit=logits[:, 0]) for each in (outcome, drawn))
             later_ends = _later_ends_loss(logits[:, 1:], ahead, rows)
-        reward_loss = _mean(truth.reward_error(outcome))
-        termination_loss = _mean(truth.termination_error(outcome))
-        positive_weight = self.config.termination_positive_weight
-        weighted = _mean(truth.termination_error(outcome, positive_weight))
+        weight = self.config.termination_positive_weight
+        # Half of it from what happened, half from what M would have drawn for it: see `_draw`.
+        reward_error = sum(_mean(truth.reward_error(each)) for each in (outcome, drawn)) / 2
+        termination_error = sum(_mean(truth.termination_error(each, weight)) for each in (outcome, drawn)) / 2
         total = (
             self.config.nll_coeff * nll
-            + self.config.reward_loss_coeff * reward_loss
+            + self.config.reward_loss_coeff * reward_error
             + self.config.termination_loss_coeff
-            * (weighted + later_ends + self._shuffled_loss(now, action, after - now))
+            * (termination_error + later_ends + self._shuffled_loss(now, action, after - now))
             + self._ensemble_loss(torch.cat([now, action], -1), after - now, truth)
         )
-        return MDNRNNLosses(total, nll, reward_loss, termination_loss)
+        return MDNRNNLosses(total, nll, _mean(truth.reward_error(outcome)), _mean(truth.termination_error(outcome)))
+
+    @torch.no_grad()
+    def _draw(self, explained_by: MixtureParams) -> Tensor:
+        """Next latents [N, Z] as a dream would draw them, by the components that explain those that came.
+
+        In a dream the outcome head sees such draws and nothing else. Of an impact, say, they have the speed, but not to
+        the last digit: a head that was fitted to what happened alone does not know a crash again, and gives a leg that
+        is said to touch the ground a little the reward of touching it a little.
+        """
+        count, num_mixtures, latent_dim = explained_by.mean.shape
+        noise = draw_noise((count,), num_mixtures, latent_dim, explained_by.joint, explained_by.mean.device)
+        return sample_mixture(explained_by, 1.0, noise)
 
     def _shuffled_loss(self, z: Tensor, action: Tensor, change: Tensor) -> Tensor | float:
         """Cross-entropy of "no termination" on transitions that are put together from parts of real ones.

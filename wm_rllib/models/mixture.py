@@ -7,7 +7,7 @@ one mixture for each latent dimension, log_pi [..., K, Z] (Ha's own code, rnn.py
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,11 +42,21 @@ class MixtureNoise:
 
 def mixture_nll(params: MixtureParams, target: Tensor) -> Tensor:
     """Negative log-likelihood, in nats, of targets [..., Z]; returns [...]."""
+    together = _with_component(params, target)
+    return -torch.logsumexp(together, dim=-1) if params.joint else -torch.logsumexp(together, dim=-2).sum(-1)
+
+
+def explained(params: MixtureParams, target: Tensor) -> MixtureParams:
+    """The same components, each as likely as it is to have drawn the target [..., Z] (Bishop 2006, equation 9.23)."""
+    dim = -1 if params.joint else -2
+    return replace(params, log_pi=torch.log_softmax(_with_component(params, target), dim))
+
+
+def _with_component(params: MixtureParams, target: Tensor) -> Tensor:
+    """Log-likelihood of each component together with the target, shaped as log_pi is."""
     normalised = (target.unsqueeze(-2) - params.mean) * torch.exp(-params.log_sigma)
     log_prob = -0.5 * normalised.square() - params.log_sigma - 0.5 * math.log(2.0 * math.pi)
-    if params.joint:
-        return -torch.logsumexp(params.log_pi + log_prob.sum(-1), dim=-1)
-    return -torch.logsumexp(params.log_pi + log_prob, dim=-2).sum(-1)
+    return params.log_pi + (log_prob.sum(-1) if params.joint else log_prob)
 
 
 def draw_noise(
