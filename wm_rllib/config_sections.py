@@ -207,7 +207,8 @@ class WorldModelSections:
             replay_max_gigabytes: What images may take (10^9 bytes), as they are stored: whole episodes leave, oldest
                 first, but for the newest. None: as much as `replay_capacity` steps take.
             greedy_fraction: Share of each env runner's environments, rounded down, that act greedily where most of a
-                batch is imagined: M has to know where the policy leads that is evaluated and used.
+                batch is imagined: M has to know where the policy leads that is evaluated and used. The policy learns
+                nothing from their steps, the critic and the world model do.
         """
         return self._update(locals())
 

@@ -269,7 +269,12 @@ SETTINGS: tuple[Setting, ...] = (
         ("random_hold", "random_hold", whole(1), "Steps that a random action is held for, at most."),
         ("replay_storage", "replay_storage", one_of("memory", "compressed", "disk"), "How images are kept."),
         ("replay_directory", "replay_directory", text(optional=True), "Where the storage disk has its files."),
-        ("greedy_fraction", "greedy_fraction", number(0, 1), "Share of the environments that act greedily."),
+        (
+            "greedy_fraction",
+            "greedy_fraction",
+            number(0, 1),
+            "Share of the environments that act greedily, for V, M and the critic.",
+        ),
     ),
     *_section(
         "dreamers.",
