@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from ray.rllib.connectors.env_to_module import MeanStdFilter
-from ray.tune.result import TRIAL_INFO
+from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO, WorldModelPPOConfig
@@ -203,9 +203,15 @@ def test_a_name_that_does_not_exist_in_the_config_of_evaluation_is_refused(nothi
         config.build_algo()
 
 
+BY_TUNE = (TRIAL_INFO, STDOUT_FILE, STDERR_FILE)
+"""Keys that Ray Tune puts into a trial's config."""
+
+
 def test_a_dict_of_a_whole_config_is_taken():
     config = tiny_config(latent_dim=3)
     config.validate()
     config.freeze()
-    again = WorldModelPPOConfig.from_dict({**config.to_dict(), "lambda": 0.5, "num_workers": 2, TRIAL_INFO: None})
+    again = WorldModelPPOConfig.from_dict(
+        {**config.to_dict(), "lambda": 0.5, "num_workers": 2, **dict.fromkeys(BY_TUNE)}
+    )
     assert (again.latent_dim, again.lambda_, again.num_env_runners) == (3, 0.5, 2)

@@ -14,7 +14,7 @@ from ray.rllib.connectors.env_to_module import AddObservationsFromEpisodesToBatc
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
-from ray.tune.result import TRIAL_INFO
+from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from ray.util import log_once
 
 from wm_rllib.config_rules import broken_rule
@@ -38,8 +38,8 @@ from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
 from wm_rllib.transfer import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
 
-NOT_SETTINGS = frozenset({TRIAL_INFO, "_enable_new_api_stack", "multiagent", "class"})
-"""Keys of RLlib's dicts that are no attributes."""
+NOT_SETTINGS = frozenset({TRIAL_INFO, STDOUT_FILE, STDERR_FILE, "_enable_new_api_stack", "multiagent", "class"})
+"""Keys of RLlib's dicts, and of Tune's, that are no attributes."""
 
 
 class WorldModelPPOConfig(WorldModelSections, PPOConfig):
