@@ -29,7 +29,7 @@ class SGDLearner(WorldModelPPOLearner):
 def standardises_alone(learner: WorldModelPPOLearner) -> None:
     """Standardises advantages over its own rows alone, as RLlib does."""
 
-    def standardise_own(real: Any, imagined: Any) -> None:
+    def standardise_own(real: Any, imagined: Any, greedy: Any) -> None:
         for source in (real, imagined):
             column = source[Postprocessing.ADVANTAGES]
             source[Postprocessing.ADVANTAGES] = standardise(column, mean_and_std(moments(column)))
