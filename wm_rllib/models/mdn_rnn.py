@@ -339,7 +339,7 @@ class MDNRNN(nn.Module):
             nll = torch.where(terminated, 0.0, log_likelihood_error).sum() / (~terminated).sum().clamp(min=1)
         truth = Truth(reward, terminated, torch.where(terminated, self.last_reward_scale, self.reward_scale))
         outcome = self.outcome(now + shift, action, after + shift)
-        drawn = self.outcome(noisy, action, self._draw(explained(predicted, after))) if self.training else outcome
+        drawn = self.outcome(noisy, action, self._draw(predicted, after)) if self.training else outcome
         later_ends: Tensor | float = 0.0
         if self.ends_head is not None and ahead is not None:
             logits = self.ends_head(torch.cat([hidden, noisy, action], -1)).float()
@@ -359,16 +359,16 @@ class MDNRNN(nn.Module):
         return MDNRNNLosses(total, nll, _mean(truth.reward_error(outcome)), _mean(truth.termination_error(outcome)))
 
     @torch.no_grad()
-    def _draw(self, explained_by: MixtureParams) -> Tensor:
-        """Next latents [N, Z] as a dream would draw them, by the components that explain those that came.
+    def _draw(self, predicted: MixtureParams, after: Tensor) -> Tensor:
+        """Next latents [N, Z] as a dream would draw them, by the components that explain those that came, `after`.
 
         In a dream the outcome head sees such draws and nothing else. Of an impact, say, they have the speed, but not to
         the last digit: a head that was fitted to what happened alone does not know a crash again, and gives a leg that
         is said to touch the ground a little the reward of touching it a little.
         """
-        count, num_mixtures, latent_dim = explained_by.mean.shape
-        noise = draw_noise((count,), num_mixtures, latent_dim, explained_by.joint, explained_by.mean.device)
-        return sample_mixture(explained_by, 1.0, noise)
+        count, num_mixtures, latent_dim = predicted.mean.shape
+        noise = draw_noise((count,), num_mixtures, latent_dim, predicted.joint, after.device)
+        return sample_mixture(explained(predicted, after), 1.0, noise)
 
     def _shuffled_loss(self, z: Tensor, action: Tensor, change: Tensor) -> Tensor | float:
         """Cross-entropy of "no termination" on transitions that are put together from parts of real ones.
