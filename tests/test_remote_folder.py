@@ -210,8 +210,8 @@ def test_who_loses_the_folder_during_an_upload_finishes_nothing(filesystem, monk
     assert not [path for path in files_on(filesystem) if ".tmp" in path]
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(filesystem, monkeypatch):
-    run(folder_on(filesystem), FakeAlgorithm(), total=200)
+def replace_during_the_first_download(monkeypatch, make_folder):
+    """Has a run go on in the folder while a checkpoint of it is read; returns what was read, filled as it happens."""
     download, downloads = RemoteFolder._download, []
 
     def replaced_meanwhile(self, place, target):
@@ -219,10 +219,16 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(filesystem
         downloads.append(place)
         if len(downloads) == 1:
             monkeypatch.setattr(RemoteFolder, "_download", download)
-            run(folder_on(filesystem), FakeAlgorithm())
+            run(make_folder(), FakeAlgorithm())
             monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
 
     monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
+    return downloads
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(filesystem, monkeypatch):
+    run(folder_on(filesystem), FakeAlgorithm(), total=200)
+    downloads = replace_during_the_first_download(monkeypatch, lambda: folder_on(filesystem))
     reader = folder_on(filesystem)
     newest = reader.newest_checkpoint()
     assert len(downloads) == 2
@@ -256,17 +262,7 @@ def test_a_uri_whose_checkpoint_was_not_put_in_its_place_means_the_finished_one(
 def test_a_uri_whose_checkpoint_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     uri = f"file://{tmp_path}/run"
     run(RunFolder.at(uri, pull=True), FakeAlgorithm(), total=200)
-    download, downloads = RemoteFolder._download, []
-
-    def replaced_meanwhile(self, place, target):
-        download(self, place, target)
-        downloads.append(place)
-        if len(downloads) == 1:
-            monkeypatch.setattr(RemoteFolder, "_download", download)
-            run(RunFolder.at(uri, pull=True), FakeAlgorithm())
-            monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
-
-    monkeypatch.setattr(RemoteFolder, "_download", replaced_meanwhile)
+    downloads = replace_during_the_first_download(monkeypatch, lambda: RunFolder.at(uri, pull=True))
     copied = resolve(f"{uri}/checkpoints/last", ("last",))
     assert len(downloads) == 2
     assert read_meta(copied).training_iteration == 5

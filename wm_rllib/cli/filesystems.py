@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -28,6 +29,14 @@ def connect(uri: str) -> tuple[Any, str]:
             f"{uri} cannot be used: {first_line(error)}. Fix: a URI like s3://bucket/runs/name, or a local path."
         ) from None
     return filesystem, root.rstrip("/")
+
+
+def download(filesystem: Any, place: str, target: Path) -> None:
+    """Copy a folder of a pyarrow filesystem to a path of this machine that does not exist yet."""
+    target.mkdir(parents=True)
+    pyarrow.fs.copy_files(
+        place, str(target), source_filesystem=filesystem, destination_filesystem=pyarrow.fs.LocalFileSystem()
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from wm_rllib.cli.checkpoints import META_FILE
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import connect, first_line
+from wm_rllib.cli.filesystems import connect, download, first_line
 
 CHECKPOINTS, OWNER = "checkpoints", ".owner"
 ATTEMPTS = 3
@@ -208,13 +208,7 @@ class RemoteFolder:
         )
 
     def _download(self, place: str, target: Path) -> None:
-        target.mkdir(parents=True)
-        pyarrow.fs.copy_files(
-            self._path(place),
-            str(target),
-            source_filesystem=self._fs,
-            destination_filesystem=pyarrow.fs.LocalFileSystem(),
-        )
+        download(self._fs, self._path(place), target)
 
     def _download_whole(self, name: str, target: Path) -> bool:
         """Fetch a checkpoint, none of it from the next one that another process puts in its place; False without one.

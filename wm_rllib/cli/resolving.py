@@ -6,14 +6,12 @@ import atexit
 import posixpath
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow
-import pyarrow.fs
 
 from wm_rllib.cli.checkpoints import META_FILE, RLLIB_META_FILE, find
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import connect, first_line, is_uri
+from wm_rllib.cli.filesystems import connect, download, first_line, is_uri
 from wm_rllib.cli.remote_folder import CHECKPOINTS, RemoteFolder
 
 
@@ -62,16 +60,10 @@ def _fetch(uri: str, names: tuple[str, ...]) -> Path:
         for each in names:
             if run.fetch(each, found := Path(staging.name) / CHECKPOINTS / each):
                 return found
-    target.mkdir()
     try:  # what no run of the command line wrote
-        _copy(filesystem, root, target)
+        download(filesystem, root, target)
     except (OSError, pyarrow.ArrowException) as error:
         raise CommandError(
             f"checkpoint {uri} cannot be read: {first_line(error)}. Fix: a URI like s3://bucket/run/checkpoints/best."
         ) from None
     return target
-
-
-def _copy(filesystem: Any, root: str, target: Path) -> None:
-    local = pyarrow.fs.LocalFileSystem()
-    pyarrow.fs.copy_files(root, str(target), source_filesystem=filesystem, destination_filesystem=local)

@@ -347,7 +347,8 @@ class MDNRNN(nn.Module):
             later_ends = _later_ends_loss(logits[:, 1:], ahead, rows)
         weight = self.config.termination_positive_weight
         # Half of it from what happened, half from what M would have drawn for it: see `_draw`.
-        reward_error = sum(_mean(truth.reward_error(each)) for each in (outcome, drawn)) / 2
+        reward_loss = _mean(truth.reward_error(outcome))
+        reward_error = (reward_loss + _mean(truth.reward_error(drawn))) / 2
         termination_error = sum(_mean(truth.termination_error(each, weight)) for each in (outcome, drawn)) / 2
         total = (
             self.config.nll_coeff * nll
@@ -356,7 +357,7 @@ class MDNRNN(nn.Module):
             * (termination_error + later_ends + self._shuffled_loss(now, action, after - now))
             + self._ensemble_loss(torch.cat([now, action], -1), after - now, truth)
         )
-        return MDNRNNLosses(total, nll, _mean(truth.reward_error(outcome)), _mean(truth.termination_error(outcome)))
+        return MDNRNNLosses(total, nll, reward_loss, _mean(truth.termination_error(outcome)))
 
     @torch.no_grad()
     def _draw(self, predicted: MixtureParams, after: Tensor) -> Tensor:
