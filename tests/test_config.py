@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from tiny import tiny_config
 
@@ -155,6 +156,20 @@ def test_a_gpu_that_auto_found_is_not_asked_for_where_there_is_none(monkeypatch:
 def test_a_controller_with_a_memory_of_its_own_is_refused(nothing_starts: None):
     with pytest.raises(ValueError, match=r"use_lstm = True .*Fix: use_lstm False"):
         tiny_config().rl_module(model_config={"use_lstm": True}).build_algo()
+
+
+def test_layers_given_in_rllibs_way_alone_are_refused(nothing_starts: None):
+    with pytest.raises(ValueError, match=r"fcnet_hiddens = \[128\] of .*Fix: .training\(policy_hidden_dims=\[128\]\)"):
+        tiny_config().rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128])).build_algo()
+    same = tiny_config(policy_hidden_dims=[128])
+    same.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128], fcnet_activation="relu"))
+    same.validate()
+    assert same.model_config["fcnet_activation"] == "relu"
+
+
+def test_the_old_apis_batch_size_is_refused(nothing_starts: None):
+    with pytest.raises(ValueError, match=r"train_batch_size = 2000 .*Fix: train_batch_size_per_learner"):
+        tiny_config().training(train_batch_size=2000).build_algo()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
+from ray.rllib.algorithms.ppo import PPOConfig
 
 from wm_rllib.environment_check import NO_MULTI_AGENT, ONE_BY_ONE
 from wm_rllib.mixing import AUTO, may_dream
@@ -21,8 +22,6 @@ def broken_rule(config: Any) -> str | None:
 
 def _broken(config: Any) -> Iterator[str]:
     yield from _of_rllib(config)
-    if not config.policy_hidden_dims:
-        yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
     mode = gym.VectorizeMode(config.gym_env_vectorize_mode)
     if mode not in ONE_BY_ONE and not config.pixel_settings.is_neutral:
         yield (
@@ -77,6 +76,23 @@ def _of_rllib(config: Any) -> Iterator[str]:
                 "for ever where what it counts does not grow. Fix: leave it out; train_batch_size_per_learner sets "
                 "an iteration's real steps."
             )
+    yield from _of_controller(config)
+
+
+def _of_controller(config: Any) -> Iterator[str]:
+    if not config.policy_hidden_dims:
+        yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
+    ours, theirs = list(config.policy_hidden_dims), list(config.model_config["fcnet_hiddens"])
+    if ours != theirs:
+        yield (
+            f"policy_hidden_dims = {ours} and fcnet_hiddens = {theirs} of rl_module's model_config both give the "
+            f"controller's layers, and must be the same. Fix: .training(policy_hidden_dims={theirs})."
+        )
+    if config.train_batch_size != PPOConfig().train_batch_size:
+        yield (
+            f"train_batch_size = {config.train_batch_size} is the old API's, and nothing reads it here. Fix: "
+            "train_batch_size_per_learner, an iteration's real steps for each learner."
+        )
     if config.model_config.get("use_lstm"):
         yield (
             "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "

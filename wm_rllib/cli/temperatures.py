@@ -205,10 +205,16 @@ def _baselines(plan: TemperaturePlan) -> Any:
     return found
 
 
+def _player(config: Any) -> str:
+    """Who takes the steps that V and M are fitted to."""
+    plays = config.transfer_from is not None and config.transfer_parts == "vmc"
+    return f"the controller of {config.transfer_from}" if plays else "random actions"
+
+
 def _description(plan: TemperaturePlan) -> str:
     config, count = plan.config, plan.num_episodes
     return (
-        f"{config.env}, seed {config.seed}: {config.random_collection_steps:,} real steps with random actions, then "
+        f"{config.env}, seed {config.seed}: {config.random_collection_steps:,} real steps of {_player(config)}, then "
         f"{plan.values['stop.iterations']:,} iterations of the controller in the dream alone, at each temperature. "
         f"Mean +- standard deviation over {count} greedy episodes. The temperature with the best real score is chosen "
         f"(reset seeds from {_choosing_seed(plan)}), and its controller plays {count} fresh episodes (from "
