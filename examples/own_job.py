@@ -43,7 +43,7 @@ def main(folder: Path, total_steps: int) -> None:
         algorithm = WorldModelPPO.from_checkpoint(str(checkpoint))
     else:
         config = WorldModelPPOConfig().environment("CartPole-v1").env_runners(num_env_runners=1)
-        algorithm = config.dreamers(num_cpus_per_dreamer=0.5).build_algo()
+        algorithm = config.build_algo()
     steps = algorithm.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"), default=0)
     print(f"starts at iteration {algorithm.iteration}, {steps:.0f} real steps")
     while steps < total_steps:

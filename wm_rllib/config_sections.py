@@ -202,7 +202,8 @@ class WorldModelSections:
             random_collection_steps: Real env steps with random actions at the beginning.
             online_collection: Whether the mixed phase takes real steps, too. Without, it only dreams and updates: V and
                 M stay as pretraining left them, and C never sees a real reward. Needs an `imagination_ratio` of 1.
-                Schedules, which go by real steps, then stand still from the end of the random phase on.
+                Schedules of learning rates and entropy then go by imagined rows; others stand still from the end of the
+                random phase on.
             replay_capacity: Env steps the replay holds.
             replay_max_gigabytes: What images may take (10^9 bytes), as they are stored: whole episodes leave, oldest
                 first, but for the newest. None: as much as `replay_capacity` steps take.
