@@ -232,3 +232,32 @@ def test_what_an_overdue_dreamer_has_finished_meanwhile_counts(pool: Any):
     asked = pool._manager.requests
     assert pool.gather(second, [30], never, never).rows == [30]
     assert set(asked) == {(first.tag_of(3), 3)}, "all three answered the second order: nothing was ordered again"
+
+
+def test_a_dreamer_that_has_answered_meanwhile_is_waited_for_again(pool: Any, monkeypatch: pytest.MonkeyPatch):
+    """Its second order is at work, and would be thrown away and ordered anew."""
+    first, second = pool.order_ahead(ORDER, None), pool.order_ahead(ORDER, None)
+    asked, tags = pool._manager.requests, (first.tag_of(3), second.tag_of(3))
+    for tag in tags:
+        asked[tag, 3] = HANGS, asked[tag, 3][1]
+    pool.gather(first, [20], never, never)
+    pool._manager.requests[tags[0], 3] = WORKS, pool._manager.requests[tags[0], 3][1]
+    fetch = pool._manager.fetch_ready_async_reqs
+
+    def fetch_once_at_work(tags: list[str], timeout_seconds: float) -> Results:
+        if timeout_seconds:  # who is waited for answers
+            pool._manager.become(3, WORKS)
+        return fetch(tags, timeout_seconds)
+
+    monkeypatch.setattr(pool._manager, "fetch_ready_async_reqs", fetch_once_at_work)
+    numbers = next(pool._numbers)
+    assert pool.gather(second, [30], never, never).rows == [30]
+    assert next(pool._numbers) == numbers + 1, "nothing was ordered again"
+    assert pool.num_late == 1 and not pool._manager.requests
+
+
+def test_while_all_dreamers_are_overdue_the_driver_leaves_them_the_core(pool: Any, monkeypatch: pytest.MonkeyPatch):
+    looks: list[float] = []
+    monkeypatch.setattr(pool, "_ready_ids", lambda: looks.append(0.0) or [])
+    assert pool.dream(ORDER, never, never).rows == [0]
+    assert 5 < len(looks) < 50  # in a second

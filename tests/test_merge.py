@@ -326,9 +326,10 @@ def test_greedy_rows_have_no_advantage_and_are_no_part_of_the_others(monkeypatch
     assert advantages[~is_greedy].std() == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("with_dreams", [True, False])
 @pytest.mark.parametrize("greedy", [(), (0, 1, 2, 3, 4), (3,)])
-def test_the_policy_learns_nothing_from_what_was_done_greedily(greedy: tuple[int, ...]):
-    """Whatever it was: the critic learns what became of it."""
+def test_the_policy_learns_nothing_from_what_was_done_greedily(greedy: tuple[int, ...], with_dreams: bool):
+    """Whatever it was: the critic learns what became of it. Also when a gate has closed since it was asked for."""
     states = []
     for changed in (False, True):
         learner, episodes = make_learner(config_of("box", use_kl_loss=False)), real_episodes(SPACES["box"])
@@ -337,7 +338,8 @@ def test_the_policy_learns_nothing_from_what_was_done_greedily(greedy: tuple[int
                 data = episodes[3].actions if name == Columns.ACTIONS else episodes[3].extra_model_outputs[name]
                 data.data[:] = -0.5 * data.data
         block = imagined_block(SPACES["box"], 6, 5)
-        learner.update(episodes=with_greedy(episodes, greedy), imagined=[[[block]]], stage_seed=1, num_epochs=2)
+        imagined = [[[block]]] if with_dreams else None
+        learner.update(episodes=with_greedy(episodes, greedy), imagined=imagined, stage_seed=1, num_epochs=2)
         states.append(policy_state(learner))
     same = all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
     assert same == (3 in greedy)

@@ -189,6 +189,22 @@ def test_an_iteration_that_is_cut_short_starts_nothing_ahead(mixed, monkeypatch)
     assert sampling.in_flight and mixed._overlap.num_dreams_in_flight
 
 
+def test_dreams_that_are_used_as_an_iteration_is_cut_short_are_not_ordered_anew(mixed, monkeypatch):
+    pool, in_flight = mixed._pool, mixed._overlap.num_dreams_in_flight
+    gather = pool.gather
+
+    def gather_and_receive_a_signal(*args, **kwargs):
+        mixed.cut_short()
+        return gather(*args, **kwargs)
+
+    monkeypatch.setattr(pool, "gather", gather_and_receive_a_signal)
+    mixed.train()
+    assert mixed._overlap.num_dreams_in_flight == in_flight - 1
+    monkeypatch.undo()
+    train_until(mixed, lambda result: not result["imagination"]["dropped_rows"])
+    assert mixed._overlap.num_dreams_in_flight == in_flight
+
+
 def test_a_checkpoint_counts_what_its_replay_holds(mixed, tmp_path):
     assert mixed._overlap._samples.in_flight
     steps, owed = steps_of(mixed), mixed._state.pending_updates

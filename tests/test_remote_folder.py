@@ -248,6 +248,17 @@ def test_what_was_written_between_pull_and_claim_leaves_no_gap(filesystem):
     assert read_meta(folder_on(filesystem).newest_checkpoint()).training_iteration == 2
 
 
+def test_a_first_checkpoint_between_pull_and_claim_is_not_left_beside_other_rows(filesystem):
+    """The later process found nothing and begins anew: that checkpoint's rows are not its own."""
+    later = folder_on(filesystem)
+    run(folder_on(filesystem), FakeAlgorithm(), total=400)
+    later.open()
+    (later.path / "progress.jsonl").write_text(json.dumps({"training_iteration": 1}) + "\n")
+    later.share()
+    assert rows_on(filesystem) == [1]
+    assert folder_on(filesystem).newest_checkpoint() is None
+
+
 @pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/last"])
 def test_a_uri_whose_checkpoint_was_not_put_in_its_place_means_the_finished_one(tmp_path, place):
     run(RunFolder.at(f"file://{tmp_path}/run", pull=True), FakeAlgorithm())

@@ -372,3 +372,15 @@ def test_chunks_say_how_they_came_about():
             for place, fresh in enumerate(said):
                 later = chunks[place + 1 :]
                 assert fresh.steps_after == sum(map(len, later)) + len(later)  # each of them began with a reset
+
+
+def test_rows_for_several_learners_still_say_who_acted_greedily():
+    """Shards are cut anywhere, and a slice of RLlib's episodes forgets what was said of them."""
+    session = Session(gym.spaces.Discrete(3), 2)
+    for _ in range(4):
+        request = CollectRequest(32, 3, random_actions=False, seed=None, greedy_fraction=0.5)
+        collected = session.runner.collect(request)
+        greedy = sum(len(raw) for raw in ray.get(collected.raw_ref) if Fresh.of(raw).is_greedy)
+        pieces = [piece for ref in collected.shard_refs for piece in ray.get(ref)]
+        assert 0 < greedy < sum(map(len, pieces)) == collected.num_timesteps
+        assert sum(len(piece) for piece in pieces if Fresh.of(piece).is_greedy) == greedy

@@ -26,6 +26,7 @@ Answer = Dreamed | Failure | NoWeights
 
 LOCAL_ID = 0
 RETRY_PAUSE_S = 0.5
+POLL_S = 0.05
 DREAMERS_PER_STARTS = 16
 """Dreamers that share an object of start states, about a node's: one object for all of them would be copied to every
 node, a hundred nodes times what a hundred nodes need."""
@@ -195,6 +196,7 @@ class DreamerPool:
         if not ids:
             if error := death_of_all(self._manager.actors().values()):
                 raise DreamerError(f"all dreamers are dead for good; the last one's error was:\n{error}")
+            time.sleep(POLL_S)  # all may be at work on what they owe, and want the core that this is on
             return
         requests = self._requests(order, missing, len(ids), seed)
         for dreamer_id, answer in self._run(order, requests, ids):
@@ -220,6 +222,7 @@ class DreamerPool:
         """
         if not ticket.ids:
             return []
+        self._let_go()  # whoever has answered meanwhile is not overdue any more
         known = self._overdue.intersection(ticket.ids)  # by another ticket: it was waited for
         answers = self._fetch(ticket, set(ticket.ids) - known, self._timeout_s)
         answers += self._fetch(ticket, known, 0.0)
@@ -265,7 +268,7 @@ class DreamerPool:
         """Dreamers that can be asked: those that are back are counted in, those with an overdue answer are not."""
         self._let_go()
         # A ping waits for an actor that is still restarting: with others alive it must not hold up the round.
-        patience = 0.05 if self._manager.num_healthy_actors() else RETRY_PAUSE_S
+        patience = POLL_S if self._manager.num_healthy_actors() else RETRY_PAUSE_S
         self._manager.probe_unhealthy_actors(timeout_seconds=patience, mark_healthy=True)
         return [i for i in self._manager.healthy_actor_ids() if i not in self._overdue]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from wm_rllib.connectors import FeatureConnector
 from wm_rllib.env_creation import env_for_runners, replayable_env
 from wm_rllib.environment_check import ONE_BY_ONE
 from wm_rllib.evaluation import EvaluationResult, evaluate_in
+from wm_rllib.fresh import Fresh
 from wm_rllib.half_played import HalfPlayed, without_features
 from wm_rllib.held_actions import HeldActions
 from wm_rllib.logs import set_log_level
@@ -308,4 +310,8 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
 def _shard(episodes: list[SingleAgentEpisode], num_shards: int) -> list[list[SingleAgentEpisode]]:
     if num_shards == 1:
         return [episodes]
-    return list(ShardEpisodesIterator(episodes, num_shards=num_shards))
+    is_greedy = {episode.id_: Fresh.of(episode).is_greedy for episode in episodes}
+    shards = list(ShardEpisodesIterator(episodes, num_shards=num_shards))
+    for piece in itertools.chain(*shards):  # a slice of an episode keeps nothing of its `custom_data`
+        Fresh(len(piece), is_greedy=is_greedy[piece.id_]).attach(piece)
+    return shards

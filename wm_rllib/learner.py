@@ -158,9 +158,14 @@ class WorldModelPPOLearner(FittingLearner):
         return minibatches
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
+        if self._own_loop:
+            return super()._make_batch_if_necessary(training_data)
+        greedy = self._greedy_rows(training_data.episodes)  # where a gate has closed since; RLlib appends a row to each
         batch = super()._make_batch_if_necessary(training_data)
-        if not self._own_loop:
-            self._log_rows(int(batch.policy_batches[DEFAULT_MODULE_ID][Columns.LOSS_MASK].sum()), 0)
+        columns = batch.policy_batches[DEFAULT_MODULE_ID]
+        if greedy.any():
+            self._leave_out_greedy(columns, greedy)
+        self._log_rows(int(columns[Columns.LOSS_MASK].sum()), 0)
         return batch
 
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:

@@ -126,6 +126,13 @@ class MergingLearner(PPOTorchLearner):
         if real is not None and greedy is not None:
             real[Postprocessing.ADVANTAGES] = real[Postprocessing.ADVANTAGES].masked_fill(greedy, 0.0)
 
+    def _leave_out_greedy(self, batch: SampleBatch, greedy: Tensor) -> None:
+        """The same for RLlib's own batch, whose advantages each learner standardises by itself."""
+        mask, column = batch[Columns.LOSS_MASK], batch[Postprocessing.ADVANTAGES]
+        advantages = column[mask]
+        drawn = mean_and_std(moments(advantages[~greedy]))
+        column[mask] = standardise(advantages, drawn).masked_fill(greedy, 0.0).to(column.dtype)
+
     def _agree_on_targets(self, sources: list[RowColumns]) -> None:
         """Moves the critic's units towards the mean and standard deviation of this update's value targets.
 

@@ -120,6 +120,8 @@ class RemoteFolder:
             going_back = (self._iteration("last") or 0) > (_local_iteration(self.staging / CHECKPOINTS / "last") or 0)
             if going_back:  # the process before this one wrote on between `pull` and `claim`
                 self._pushed.pop(_final("last"), None)
+                if not (self.staging / CHECKPOINTS / "last" / META_FILE).exists():
+                    self._remove_checkpoint(_final("last"))
             else:
                 self._push_files()
             for name in ("last", "best"):
