@@ -7,8 +7,10 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from tiny import tiny_config
 
@@ -162,9 +164,37 @@ def test_layers_given_in_rllibs_way_alone_are_refused(nothing_starts: None):
     with pytest.raises(ValueError, match=r"fcnet_hiddens = \[128\] of .*Fix: .training\(policy_hidden_dims=\[128\]\)"):
         tiny_config().rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128])).build_algo()
     same = tiny_config(policy_hidden_dims=[128])
-    same.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128], fcnet_activation="relu"))
+    with pytest.raises(ValueError, match=r"vf_share_layers = True .*Fix: vf_share_layers=False"):
+        same.copy().rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128])).validate()
+    same.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128], fcnet_activation="relu", vf_share_layers=False))
     same.validate()
     assert same.model_config["fcnet_activation"] == "relu"
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "said"),
+    [
+        (
+            "learners",
+            {"learner_class": PPOTorchLearner},
+            "learner_class = .*wm_rllib.learner.WorldModelPPOLearner",
+        ),
+        ("env_runners", {"env_runner_cls": SingleAgentEnvRunner}, "env_runner_cls = .*wm_rllib.env_runner.WorldModel"),
+        ("evaluation", {"custom_evaluation_function": lambda *_: None}, r"custom_evaluation_function .*get_policy\(\)"),
+        ("evaluation", {"custom_evaluation_function": None}, "custom_evaluation_function is not supported"),
+        ("evaluation", {"evaluation_config": {"explore": True}}, "explore = True is not supported"),
+        ("offline_data", {"input_": "episodes"}, "offline_data.* is not supported"),
+        ("offline_data", {"output": "episodes"}, "offline_data.* is not supported"),
+    ],
+    ids=str,
+)
+def test_parts_that_would_be_ignored_or_know_nothing_of_v_and_m(
+    nothing_starts: None, section: str, settings: dict[str, Any], said: str
+):
+    config = tiny_config()
+    getattr(config, section)(**settings)
+    with pytest.raises(ValueError, match=said):
+        config.build_algo()
 
 
 def test_the_old_apis_batch_size_is_refused(nothing_starts: None):

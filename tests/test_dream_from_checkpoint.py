@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from tiny import tiny_config
 
 from wm_rllib import DreamEnv, WorldModelPPO, load_policy
@@ -50,6 +51,33 @@ def test_the_algorithm_imagines_what_its_checkpoint_does(trained: tuple[Any, Pat
     features = torch.cat([trajectory["latents"], trajectory["hidden_states"]], -1)[:, 3]
     with torch.no_grad():
         torch.testing.assert_close(critic.compute_values({"obs": features}), trajectory["values"][:, 3])
+
+
+def test_the_module_is_the_learners_newest(trained: tuple[Any, Path]):
+    """RLlib's own is the local env runner's, which the updates since its last step have left behind."""
+    algorithm, _ = trained
+    algorithm.train()
+    module, learnt = algorithm.get_module(), algorithm.learner_group.get_weights()["default_policy"]
+    state = module.get_state()
+    assert all(np.array_equal(state[name], learnt[name]) for name in state)
+    assert algorithm.get_module("another") is None
+    with pytest.raises(NotImplementedError, match=r"algo.get_policy\(\).*policy.compute_action"):
+        algorithm.compute_single_action(np.zeros(4, np.float32))
+
+
+class LoadsC(RLlibCallback):
+    checkpoint = ""
+
+    def on_algorithm_init(self, *, algorithm: Any, **_: Any) -> None:
+        component = "learner_group/learner/rl_module/default_policy"
+        algorithm.restore_from_path(f"{self.checkpoint}/{component}", component=component)
+
+
+def test_weights_can_be_loaded_as_an_algorithm_begins(trained: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(LoadsC, "checkpoint", str(trained[1]))
+    algorithm = tiny_config().callbacks(LoadsC).build_algo()
+    assert same(algorithm.get_policy().module.state_dict(), load_policy(trained[1]).module.state_dict())
+    algorithm.stop()
 
 
 def test_the_dream_is_in_the_real_environments_spaces(trained: tuple[Any, Path]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPOConfig
+from wm_rllib.environment_check import check_environment
 from wm_rllib.environment_errors import EnvironmentContractError
 from wm_rllib.environment_probe import probe
 
@@ -144,6 +146,64 @@ def test_what_a_step_raised_later_is_told():
     with pytest.raises(RuntimeError, match=r"the environment's step\(\) raised KeyError: 'the valve is stuck'"):
         algorithm.train()
     algorithm.stop()
+
+
+class RaggedInfos(Sound):
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return *super().step(action)[:4], {"contacts": np.zeros(1 + id(self) % 7 + self.steps)}
+
+
+class HandleInInfos(Sound):
+    """And episodes of 7 steps, so that some are under way in a checkpoint."""
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return *super().step(action)[:3], self.steps % 7 == 0, {"simulator": threading.Lock()}
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_infos_that_cannot_be_made_arrays_of_are_told_as_such():
+    algorithm = tiny_config(RaggedInfos, num_envs_per_env_runner=2).build_algo()
+    with pytest.raises(RuntimeError, match=r"could not broadcast .* the same type and shape in every step, or"):
+        algorithm.train()
+    algorithm.stop()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("local_ray")
+def test_infos_may_hold_what_cannot_be_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    algorithm = tiny_config(HandleInInfos).build_algo()
+    for _ in range(3):
+        result = algorithm.train()
+    assert result["phase"] == "mixed"
+    algorithm.save_to_path(str(tmp_path / "checkpoint"))
+    assert "a run that resumes from this checkpoint starts new episodes, since cannot pickle" in caplog.text
+    algorithm.stop()
+
+
+class HalfBounded(Sound):
+    action_space = gym.spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, np.inf], np.float32))
+
+
+def test_bounds_that_rllib_would_not_keep_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("started"))
+    with pytest.raises(ValueError, match=r"some infinite bounds.*Fix: .env_runners\(normalize_actions=False"):
+        tiny_config(HalfBounded).build_algo()
+    check_environment(tiny_config(HalfBounded, normalize_actions=False, clip_actions=True), HalfBounded)
+
+
+def test_a_vector_that_v_has_to_squeeze_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wm_rllib.environment_check.probe", lambda *_: None)
+    for latent_dim in (3, 2):
+        check_environment(tiny_config(Sound, latent_dim=latent_dim), Sound)
+        squeezed = "observations have 3 numbers, which V squeezes into latent_dim = 2" in caplog.text
+        assert squeezed == (latent_dim == 2)
 
 
 @pytest.mark.integration

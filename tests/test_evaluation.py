@@ -69,6 +69,37 @@ def test_each_started_episode_is_counted_once(num_episodes: int, lanes: int, tru
     assert result.std == pytest.approx(np.std([length**2 for length in expected]))
 
 
+class RaisesNowAndThen(Uneven):
+    """In the steps with these numbers, counted over all instances."""
+
+    steps, raises = 0, (7, 30)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        type(self).steps += 1
+        if self.steps in self.raises:
+            raise OSError("the valve is stuck")
+        return super().step(action)
+
+
+def test_rounds_in_which_an_environment_raised_are_played_again(monkeypatch: pytest.MonkeyPatch):
+    made = []
+    monkeypatch.setattr(RaisesNowAndThen, "steps", 0)
+    monkeypatch.setattr(RaisesNowAndThen, "raises", (7, 30))
+
+    def remake() -> Any:
+        made.append(make_vector_env(RaisesNowAndThen, 4))
+        return made[-1]
+
+    result = evaluate_in(remake(), ByTheClock(), 10, 100, remake)
+    assert result.lengths == [length_of(100 + episode) for episode in range(10)] and len(made) == 3
+    with pytest.raises(OSError, match="the valve is stuck"):
+        monkeypatch.setattr(RaisesNowAndThen, "steps", 0)
+        evaluate_in(remake(), ByTheClock(), 10, 100)
+    monkeypatch.setattr(RaisesNowAndThen, "raises", range(10_000))
+    with pytest.raises(OSError, match="the valve is stuck"):
+        evaluate_in(remake(), ByTheClock(), 10, 100, remake)
+
+
 def test_mean_is_unbiased():
     result = evaluate_policy(ByTheClock(), Uneven, 600, seed=0)
     truth = np.mean([length**2 for length in LENGTHS])

@@ -45,6 +45,12 @@ def test_unsupported_actions_are_one_clear_message(space: gym.Space[Any]):
         check_action_space(space)
 
 
+def test_bounds_that_are_further_apart_than_float32_goes_are_refused():
+    largest = np.finfo(np.float32).max
+    with pytest.raises(ValueError, match=r"the distance between its bounds is no number in float32. Fix:"):
+        check_action_space(Box(-largest, largest, (2,)))
+
+
 @pytest.mark.parametrize(
     "space", [Discrete(3), Dict({"a": VECTOR}), Tuple((VECTOR, VECTOR)), Text(4), Box(-1.0, 1.0, (2, 2))], ids=str
 )

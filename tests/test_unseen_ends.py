@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wm_rllib.models import MDNRNN
-from wm_rllib.spaces import observation_scale, scale_from_bounds
+from wm_rllib.spaces import observation_scale, scale_from_bounds, too_far_from_zero
 
 ACTIONS = 2
 
@@ -136,3 +136,16 @@ def test_what_has_not_changed_yet_has_its_bounds_for_a_unit():
     scale = observation_scale(measured, gym.spaces.Box(low, high))
     np.testing.assert_allclose(scale, [0.02, 1.0, 1.0, 1.0, 1.0, 0.004, 1.0], rtol=1e-6)
     assert scale.dtype == np.float32
+
+
+def test_generous_bounds_do_not_hide_what_was_measured():
+    """[-1000, 1000] for what stays within 1: in units of 100 it would be less than V's own noise."""
+    measured = np.array([1.0, 1.0, 0.0], np.float32)
+    scale = observation_scale(measured, gym.spaces.Box(np.float32([-1e3, -20, -1e3]), np.float32([1e3, 20, 1e3])))
+    np.testing.assert_allclose(scale, [10.0, 2.0, 100.0], rtol=1e-6)
+
+
+def test_a_clock_in_seconds_since_1970_is_too_far_from_zero():
+    clock = 1.76e9 + np.arange(200.0)
+    mean, scale = np.array([clock.mean(), 0.0, 1e3, 50.0]), np.array([2 * clock.std(), 1.0, 1.0, 0.01], np.float32)
+    assert too_far_from_zero(mean.astype(np.float32), scale).tolist() == [0]

@@ -248,7 +248,9 @@ class WorldModelPPO(EvaluatedPPO):
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """RLlib's components and the replay."""
-        return [*super().get_checkpointable_components(), (COMPONENT_REPLAY, self._replay)]
+        components = super().get_checkpointable_components()
+        # on_algorithm_init, where weights may be restored, comes before the replay is made.
+        return [*components, (COMPONENT_REPLAY, self._replay)] if hasattr(self, "_replay") else components
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, the training state, and (if not asked for by name alone) the replay's contents.

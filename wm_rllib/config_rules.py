@@ -59,6 +59,9 @@ def _of_rllib(config: Any) -> Iterator[str]:
             "the CPU. Fix: leave it out; num_gpus_per_learner and num_gpus_per_dreamer give GPUs to those who gain."
         )
     yield from _of_gpus(config)
+    yield from _of_classes(config)
+    if config._overrides_of_evaluation.get("explore"):
+        yield "evaluation_config explore = True is not supported: evaluations are greedy. Fix: leave it out."
     if config.evaluation_duration_unit != "episodes":
         yield (
             f"evaluation_duration_unit = {config.evaluation_duration_unit!r} must be 'episodes': evaluations play "
@@ -93,10 +96,37 @@ def _of_controller(config: Any) -> Iterator[str]:
             f"train_batch_size = {config.train_batch_size} is the old API's, and nothing reads it here. Fix: "
             "train_batch_size_per_learner, an iteration's real steps for each learner."
         )
+    if config.model_config.get("vf_share_layers"):
+        yield (
+            "vf_share_layers = True would drown the policy's gradient: value losses are in the environment's units, "
+            "and not clipped. (DefaultModelConfig has it, RLlib's PPO does not.) Fix: vf_share_layers=False."
+        )
     if config.model_config.get("use_lstm"):
         yield (
             "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
             "use_lstm False."
+        )
+
+
+def _of_classes(config: Any) -> Iterator[str]:
+    """Parts of RLlib's that were exchanged for some that know nothing of V and M, or are never asked."""
+    default = type(config)()
+    for name, given, own in (
+        ("learner_class", config.learner_class, default.learner_class),
+        ("env_runner_cls", config.env_runner_cls, default.env_runner_cls),
+    ):
+        if not (isinstance(given, type) and issubclass(given, own)):
+            yield f"{name} = {given} must be a subclass of {own.__module__}.{own.__name__}. Fix: leave it out."
+    if config.custom_evaluation_function is not default.custom_evaluation_function:
+        yield (
+            "custom_evaluation_function is not supported: evaluation env runners get V and M with each evaluation, and "
+            "one of your own would play with random ones. Fix: algo.evaluate_return(), or algo.get_policy() in an "
+            "environment of yours; callbacks have on_evaluate_end."
+        )
+    if config.input_ != "sampler" or config.output is not None:
+        yield (
+            "offline_data(input_=..., output=...) is not supported: the replay is filled by env runners, and raw "
+            "episodes are in its checkpoint. Fix: leave it out."
         )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import logging
 import time
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,9 +182,11 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         self._thin_out_ongoing()
         logger.debug("collected %d env steps in %d chunks", sum(map(len, episodes)), len(episodes))
         # Features of random actions were computed for nobody: such steps feed the world model alone.
-        shards = [] if request.random_actions else _shard(episodes, request.num_shards)
+        with _without_infos(episodes):
+            shards = [] if request.random_actions else _shard(episodes, request.num_shards)
+            shard_refs = [ray.put(shard) for shard in shards]
         return Collected(
-            shard_refs=[ray.put(shard) for shard in shards],
+            shard_refs=shard_refs,
             shard_rows=[sum(map(len, shard)) for shard in shards],
             raw_ref=ray.put(raw),
             num_timesteps=sum(map(len, episodes)),
@@ -218,7 +224,11 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             shared_data=self._shared_data,
             features=self.features.get_ongoing(),
         )
-        return ray.cloudpickle.dumps(half_played)  # by value what is in nobody's module, as Ray does
+        try:
+            return ray.cloudpickle.dumps(half_played)  # by value what is in nobody's module, as Ray does
+        except Exception as error:  # infos may hold anything, a lock or a handle of the simulator
+            logger.warning("a run that resumes from this checkpoint starts new episodes, since %s", error)
+            return None
 
     def set_half_played(self, pickled: bytes | None) -> None:
         """Goes on with another run's episodes; starts new ones, and says so, where environments do not come back."""
@@ -279,7 +289,8 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
             cause = error.__cause__
             if error.args or cause is None:
                 raise
-            raise RuntimeError(f"the environment's step() raised {type(cause).__name__}: {cause}") from cause
+            said = f"the environment's step() raised {type(cause).__name__}: {cause}"
+            raise RuntimeError(said + _hint_at_infos(cause)) from cause
 
     def _sample_randomly(self, request: CollectRequest) -> list[SingleAgentEpisode]:
         """RLlib's random actions, each held for a while if that is asked for."""
@@ -304,7 +315,37 @@ class WorldModelEnvRunner(SingleAgentEnvRunner):
         self._load(self._client.take(record))
         self._needs_initial_reset = True
         seed_process(seed)
-        return evaluate_in(self.env, WorldModelPolicy(self.world_model, self.module), num_episodes, seed)
+        policy = WorldModelPolicy(self.world_model, self.module)
+        remake = self._remade if self.config.restart_failed_sub_environments else None
+        return evaluate_in(self.env, policy, num_episodes, seed, remake)
+
+    def _remade(self) -> Any:
+        self.make_env()
+        return self.env
+
+
+def _hint_at_infos(error: BaseException) -> str:
+    """What to do about infos that Gymnasium cannot make arrays of; nothing where the error is another one."""
+    if not any(frame.name == "_add_info" for frame in traceback.extract_tb(error.__traceback__)):
+        return ""
+    return (
+        ". Gymnasium makes one array of each value in the infos of several environments, and these differ in type or "
+        "shape. Fix: the same type and shape in every step, or env_runners.num_envs_per_env_runner 1."
+    )
+
+
+@contextlib.contextmanager
+def _without_infos(episodes: list[SingleAgentEpisode]) -> Iterator[None]:
+    """Episodes hold empty infos meanwhile: they go to learners, who read none, and infos may be large, or no pickle."""
+    held = [episode.infos for episode in episodes]
+    for episode in episodes:
+        episode.infos = copy.copy(episode.infos)
+        episode.infos.data = [{}] * len(episode.infos.data)
+    try:
+        yield
+    finally:
+        for episode, infos in zip(episodes, held, strict=True):
+            episode.infos = infos
 
 
 def _shard(episodes: list[SingleAgentEpisode], num_shards: int) -> list[list[SingleAgentEpisode]]:

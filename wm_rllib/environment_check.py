@@ -16,6 +16,7 @@ from wm_rllib.environment_probe import probe
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.pixels import PixelError
 from wm_rllib.replay_room import warn_of_little_room
+from wm_rllib.spaces import is_half_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,25 @@ def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Exc
         spaces = (config.observation_space or env.observation_space, config.action_space or env.action_space)
         _check_spaces(config, spaces)
         warn_of_little_room(config, spaces[0])
+        _warn_of_few_latents(config, spaces[0])
         if spaces == (env.observation_space, env.action_space):
             _probe(env, config.num_env_runners)
     finally:
         env.close()
     return None
+
+
+def _warn_of_few_latents(config: Any, observation_space: gym.Space[Any]) -> None:
+    """Where the default V has to squeeze a vector: what C does not see in z it cannot act on."""
+    shape = observation_space.shape or ()
+    if len(shape) == 1 and config.vae_class is None and config.latent_dim < shape[0]:
+        logger.warning(
+            "observations have %d numbers, which V squeezes into latent_dim = %d. Fix, unless much of them is "
+            "redundant: latent_dim %d (world_model.vae.latent_dim).",
+            shape[0],
+            config.latent_dim,
+            shape[0],
+        )
 
 
 def _probe(env: Any, num_env_runners: int) -> None:
@@ -85,6 +100,13 @@ def _check_spaces(config: Any, spaces: tuple[gym.Space[Any], gym.Space[Any]]) ->
             "overlap = True orders dreams ahead from latents of images, and vae_online_lr_fraction = "
             f"{config.vae_online_lr_fraction} has V change them before they are dreamed from. Fix: "
             "vae_online_lr_fraction 0, or overlap false."
+        )
+    if is_half_bounded(spaces[1]) and (config.normalize_actions or not config.clip_actions):
+        raise ValueError(
+            f"action space {spaces[1]} has some infinite bounds, and with normalize_actions = "
+            f"{config.normalize_actions} and clip_actions = {config.clip_actions} RLlib keeps actions within none. "
+            "Fix: .env_runners(normalize_actions=False, clip_actions=True), or finite bounds in a wrapper "
+            "(gymnasium.wrappers.TransformAction)."
         )
     # Building the pipeline checks what its pieces make of the spaces.
     config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: spaces})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from ray.rllib.algorithms.ppo import PPO
@@ -126,8 +126,12 @@ class EvaluatedPPO(PPO):
 
         return dream_step_limit(self.config.evaluation_max_dream_steps, make_env)
 
-    def get_policy(self) -> WorldModelPolicy:
-        """A copy of the agent as it acts now, and of its critic: V, M and C as the learners have them."""
+    def get_policy(self, policy_id: str = DEFAULT_MODULE_ID) -> WorldModelPolicy:
+        """A copy of the agent as it acts now, and of its critic: V, M and C as the learners have them.
+
+        Args:
+            policy_id: RLlib's; there is one.
+        """
         spec = self._dreamer_spec()
         # What is published for acting has no critic.
         weights = self.learner_group.get_weights()
@@ -137,6 +141,28 @@ class EvaluatedPPO(PPO):
         prefix = "world_model."
         world_model.load_state_dict({name.removeprefix(prefix): torch.as_tensor(holder[name]) for name in holder})
         return WorldModelPolicy(world_model, module, self.config.gamma, self.config.pixel_settings)
+
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
+        """C alone, as RLlib's module of the local env runner, with the learners' newest weights; it acts on [z, h].
+
+        Args:
+            module_id: RLlib's; there is one.
+        """
+        module = super().get_module(module_id)
+        if module is not None:
+            module.set_state(self.learner_group.get_weights(module_ids=[module_id])[module_id])
+        return module
+
+    def compute_single_action(self, *_: Any, **__: Any) -> NoReturn:
+        """RLlib's old API, which knows nothing of V and M.
+
+        Raises:
+            NotImplementedError: Always; it says what to call instead.
+        """
+        raise NotImplementedError(
+            "compute_single_action is the old API's. Fix: policy = algo.get_policy(); policy.reset() at the beginning "
+            "of each episode; policy.compute_action(observation)."
+        )
 
     def imagine_rollout(self, start_obs: Any, horizon: int | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Imagines what the agent would do and meet from some observations on.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +18,10 @@ logger = logging.getLogger(__name__)
 MAX_LANES = 20
 MAX_EPISODE_STEPS = 50_000
 """Of a greedy episode: without a time limit, one that stands still never ends. Atari's limit is 27,000 decisions."""
+
+
+MAX_TRIES = 10
+"""Of a round of episodes in environments that raise now and then."""
 
 
 class GreedyPolicy(Protocol):
@@ -46,7 +52,13 @@ class EvaluationResult:
         return float(np.std(self.returns))
 
 
-def evaluate_in(env: VectorEnv, policy: GreedyPolicy, num_episodes: int, seed: int | None) -> EvaluationResult:
+def evaluate_in(
+    env: VectorEnv,
+    policy: GreedyPolicy,
+    num_episodes: int,
+    seed: int | None,
+    remake: Callable[[], VectorEnv] | None = None,
+) -> EvaluationResult:
     """Plays `num_episodes` greedy episodes in the lanes of `env`.
 
     All lanes are reset together and each plays one episode a round; what a lane does after its episode is ignored.
@@ -58,13 +70,23 @@ def evaluate_in(env: VectorEnv, policy: GreedyPolicy, num_episodes: int, seed: i
         policy: The agent.
         num_episodes: Episodes to count.
         seed: Seeds the resets, a number a round; None draws fresh ones.
+        remake: Makes the vector environment anew where it has raised; the round is played again then, up to
+            `MAX_TRIES` times. None: the first error is raised.
     """
     returns: list[float] = []
     lengths: list[int] = []
     for round_index in range(-(-num_episodes // env.num_envs)):
         round_seed = None if seed is None else (seed + round_index * env.num_envs) % 2**31
         count = min(env.num_envs, num_episodes - len(returns))
-        round_returns, round_lengths = _play_round(env, policy, count, round_seed)
+        for tries in itertools.count(1):
+            try:
+                round_returns, round_lengths = _play_round(env, policy, count, round_seed)
+                break
+            except Exception as error:
+                if remake is None or tries == MAX_TRIES:
+                    raise
+                logger.warning("an environment raised in an evaluation, and is made anew: %r", error)
+                env = remake()
         returns += round_returns
         lengths += round_lengths
     return EvaluationResult(returns, lengths)

@@ -15,7 +15,7 @@ from wm_rllib.frame_fit import fit_on_frames
 from wm_rllib.gating import choose_imagination
 from wm_rllib.learner_calls import on_learners
 from wm_rllib.mixing import imagined_rows
-from wm_rllib.spaces import observation_scale
+from wm_rllib.spaces import observation_scale, too_far_from_zero
 from wm_rllib.stages import Stages
 from wm_rllib.training_state import Phase
 from wm_rllib.transfer import (
@@ -90,6 +90,12 @@ def pretrain(stages: Stages) -> None:
     if not state.pretraining:
         stats = call(service, "normalisation")
         stats["obs_scale"] = observation_scale(stats["obs_scale"], stages.observation_space)
+        if len(lost := too_far_from_zero(stats["obs_mean"], stats["obs_scale"])):
+            logger.warning(
+                "observations %s change by so little, for how far from 0 they are, that float32 loses it. Fix: take off "
+                "what they have in common, in a Gymnasium wrapper.",
+                lost.tolist()[:20],
+            )
         on_learners(stages.parts.learners, "set_normalisation", stats=stats)
     steps = call(service, "stats")["num_timesteps"]
     sequences = -(-steps // config.sequence_length)

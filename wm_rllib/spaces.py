@@ -25,6 +25,10 @@ SUPPORTED_OBSERVATIONS = "Box"
 MAX_CHANNELS = 16
 """Of an image; more are a height or a width, in an image with its channels first."""
 
+LEAST_OF_BOUNDS = 0.1
+"""Of what bounds suggest a unit may be, by what was measured: [-1000, 1000] for what stays within 1 is a way to write
+"any number", and in units of 100 V would not see it."""
+
 LARGEST_BOUND = 1e4
 """Bounds beyond this are a way to write "none" (CartPole's velocities have 3.4e38)."""
 
@@ -100,10 +104,31 @@ def check_action_space(action_space: gym.Space[Any]) -> None:
             f"action space {action_space} is not supported: it must be {SUPPORTED_ACTIONS} (discrete parts starting at "
             "0, Box of floats). Fix: wrap the environment with an ActionWrapper that maps to one of these."
         )
+    if isinstance(action_space, Box):
+        _check_bounds(action_space)
+
+
+def _check_bounds(space: Box) -> None:
+    with np.errstate(over="ignore"):
+        width = space.high.astype(np.float32) - space.low.astype(np.float32)
+    if (space.bounded_below & space.bounded_above & ~np.isfinite(width)).any():
+        raise ValueError(
+            f"action space {space} is not supported: the distance between its bounds is no number in float32. Fix: "
+            "bounds that actions reach, in a wrapper (gymnasium.wrappers.TransformAction)."
+        )
+
+
+def is_half_bounded(space: gym.Space[Any]) -> bool:
+    """Whether a Box has some bounds, but not all."""
+    return (
+        isinstance(space, Box)
+        and bool((space.bounded_below | space.bounded_above).any())
+        and not bool((space.bounded_below & space.bounded_above).all())
+    )
 
 
 def observation_scale(measured: np.ndarray, observation_space: gym.Space[Any]) -> np.ndarray:
-    """Units of observations: as measured, but no less than the bounds suggest.
+    """Units of observations: as measured, but no less than the bounds suggest, up to ten times as much.
 
     A dimension that has not changed yet has the range of its bounds, and 1 at most: with 1 a sensor that stays within
     0.01 would never be seen, with a tenth of half its range the first touch of a leg, 0 or 1, would be 20 units away.
@@ -114,7 +139,18 @@ def observation_scale(measured: np.ndarray, observation_space: gym.Space[Any]) -
     """
     suggested = scale_from_bounds(observation_space)
     unchanged = np.where(suggested > 0, np.minimum(20.0 * suggested, 1.0), 1.0)
-    return np.maximum(np.where(measured > 0, measured, unchanged), suggested).astype(np.float32)
+    least = np.where(measured > 0, np.minimum(suggested, measured / LEAST_OF_BOUNDS), suggested)
+    return np.maximum(np.where(measured > 0, measured, unchanged), least).astype(np.float32)
+
+
+def too_far_from_zero(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Dimensions whose changes are lost in float32, which V computes in: indices into the flat observation.
+
+    Args:
+        mean: [*O], in float64.
+        scale: [*O], units of observations.
+    """
+    return np.flatnonzero(np.abs(mean) * np.finfo(np.float32).eps > 0.01 * scale)
 
 
 def scale_from_bounds(observation_space: gym.Space[Any]) -> np.ndarray:
