@@ -92,8 +92,8 @@ def pretrain(stages: Stages) -> None:
         stats["obs_scale"] = observation_scale(stats["obs_scale"], stages.observation_space)
         if len(lost := too_far_from_zero(stats["obs_mean"], stats["obs_scale"])):
             logger.warning(
-                "observations %s change by so little, for how far from 0 they are, that float32 loses it. Fix: take off "
-                "what they have in common, in a Gymnasium wrapper.",
+                "observations %s change by so little, for how far from 0 they are, that float32 loses it. Fix: less "
+                "of what they have in common, taken off in a Gymnasium wrapper.",
                 lost.tolist()[:20],
             )
         on_learners(stages.parts.learners, "set_normalisation", stats=stats)
