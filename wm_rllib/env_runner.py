@@ -337,15 +337,16 @@ def _hint_at_infos(error: BaseException) -> str:
 @contextlib.contextmanager
 def _without_infos(episodes: list[SingleAgentEpisode]) -> Iterator[None]:
     """Episodes hold empty infos meanwhile: they go to learners, who read none, and infos may be large, or no pickle."""
-    held = [episode.infos for episode in episodes]
+    held = [(episode.infos, episode._last_added_infos) for episode in episodes]
     for episode in episodes:
         episode.infos = copy.copy(episode.infos)
         episode.infos.data = [{}] * len(episode.infos.data)
+        episode._last_added_infos = {}
     try:
         yield
     finally:
-        for episode, infos in zip(episodes, held, strict=True):
-            episode.infos = infos
+        for episode, (infos, last) in zip(episodes, held, strict=True):
+            episode.infos, episode._last_added_infos = infos, last
 
 
 def _shard(episodes: list[SingleAgentEpisode], num_shards: int) -> list[list[SingleAgentEpisode]]:

@@ -149,8 +149,7 @@ class EvaluatedPPO(PPO):
             module_id: RLlib's; there is one.
         """
         module = super().get_module(module_id)
-        if module is not None:
-            module.set_state(self.learner_group.get_weights(module_ids=[module_id])[module_id])
+        module.set_state(self.learner_group.get_weights(module_ids=[DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID])
         return module
 
     def compute_single_action(self, *_: Any, **__: Any) -> NoReturn:
