@@ -214,7 +214,8 @@ def _player(config: Any) -> str:
 def _description(plan: TemperaturePlan) -> str:
     config, count = plan.config, plan.num_episodes
     return (
-        f"{config.env}, seed {config.seed}: {config.random_collection_steps:,} real steps of {_player(config)}, then "
+        f"{config.env}, seed {config.seed}: {config.random_collection_steps:,} real steps of {_player(config)}, "
+        f"collected and fitted to in {plan.pretraining().start.seconds:,.0f} s, then "
         f"{plan.values['stop.iterations']:,} iterations of the controller in the dream alone, at each temperature. "
         f"Mean +- standard deviation over {count} greedy episodes. The temperature with the best real score is chosen "
         f"(reset seeds from {_choosing_seed(plan)}), and its controller plays {count} fresh episodes (from "
