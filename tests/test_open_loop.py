@@ -81,8 +81,10 @@ def test_an_untrained_m_has_the_units_and_v_of_the_trained_one():
 
 def test_the_table_has_steps_that_were_measured():
     errors = {name: [1.0, 2.0, 3.0] for name in ("trained", "still", "untrained")}
-    lines = describe({"errors": errors, "windows": [9.0] * 3, "steps": 3}).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["1", "2", "3"]
+    ends = {"steps": 90, "seen": 3, "foretold": 2.5, "cross_entropy": 0.1, "of_the_rate": 0.15}
+    lines = describe({"errors": errors, "windows": [9.0] * 3, "steps": 3, "ends": ends}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["1", "2", "3"]
+    assert "3 came, M's probabilities add up to 2.5" in lines[-1]
 
 
 def test_the_asked_one_acts_in_the_same_episodes_each_time():

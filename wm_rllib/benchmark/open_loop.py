@@ -6,7 +6,8 @@
 M starts at a real state, with h from the real steps before it, and is told the real actions. Its prediction is the mean
 of many paths drawn from its mixture: an expectation that is fed back lies between the things that can happen, where M
 has never been. Its error is held against that of "the latent stays as it is" and of the same M with initial weights, in
-the same windows; a controller's score would prove nothing, since one on z alone may do as well.
+the same windows; a controller's score would prove nothing, since one on z alone may do as well. Beside it stands what M
+said of the episodes' ends before they came (`foretold_ends`).
 
 M knows what its replay held: after random collection alone those are random actions, later the policy's.
 """
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wm_rllib.benchmark.foretold_ends import ForetoldEnds, foretold_ends
 from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import write_json
 from wm_rllib.cli.agents import Agent, load_agent
@@ -99,7 +101,7 @@ def play_episodes(agent: Agent, num_episodes: int, seed: int, actions: str) -> l
 
 
 def measure(agent: Agent, num_episodes: int, steps: int, seed: int, actions: str = "random") -> dict[str, Any]:
-    """Root mean squared errors of latents by steps ahead, on episodes played now.
+    """Root mean squared errors of latents by steps ahead, and ends foretold, on episodes played now.
 
     Args:
         agent: V and M, C where it acts, and the environment.
@@ -123,17 +125,18 @@ def measure(agent: Agent, num_episodes: int, steps: int, seed: int, actions: str
         counts += valid.sum(0)
     errors = {name: (total / counts).sqrt().tolist() for name, total in sums.items()}
     asked = {"episodes": num_episodes, "actions": actions, "steps": steps, "seed": seed}
-    return {"errors": errors, "windows": counts.tolist(), **asked}
+    ends = foretold_ends(trained, episodes).to_json()
+    return {"errors": errors, "windows": counts.tolist(), "ends": ends, **asked}
 
 
 def describe(result: dict[str, Any]) -> str:
-    """A table of some of the steps ahead."""
+    """A table of some of the steps ahead, and what M knew of the episodes' ends."""
     errors, steps = result["errors"], result["steps"]
     lines = ["| steps ahead | windows | M | the latent stays | untrained M |", "| --- | --- | --- | --- | --- |"]
     for ahead in sorted({1, 2, 5, 10, steps} & set(range(1, steps + 1))):
         row = (f"{errors[name][ahead - 1]:.3f}" for name in ("trained", "still", "untrained"))
         lines.append(f"| {ahead} | {result['windows'][ahead - 1]:.0f} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", str(ForetoldEnds(**result["ends"]))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
