@@ -180,7 +180,7 @@ def test_layers_given_in_rllibs_way_alone_are_refused(nothing_starts: None):
             "learner_class = .*wm_rllib.learner.WorldModelPPOLearner",
         ),
         ("env_runners", {"env_runner_cls": SingleAgentEnvRunner}, "env_runner_cls = .*wm_rllib.env_runner.WorldModel"),
-        ("evaluation", {"custom_evaluation_function": lambda *_: None}, r"custom_evaluation_function .*get_policy\(\)"),
+        ("evaluation", {"custom_evaluation_function": print}, r"custom_evaluation_function .*get_policy\(\)"),
         ("evaluation", {"custom_evaluation_function": None}, "custom_evaluation_function is not supported"),
         ("evaluation", {"evaluation_config": {"explore": True}}, "explore = True is not supported"),
         ("offline_data", {"input_": "episodes"}, "offline_data.* is not supported"),
