@@ -187,7 +187,11 @@ METRICS: dict[str, Metric] = {
         "actor, and `wait_sample` and `wait_dream` how long the algorithm waited for it.",
         "s",
     ),
-    "steps_per_second/*": Metric("Steps of one stage by that stage's own time.", "steps/s"),
+    "steps_per_second/*": Metric(
+        "Real steps of `sample`, dreamed steps of `dream`, gradient steps of V and M (`fit_updates`) "
+        "and rows that PPO learns from (`update_rows`), by that stage's own time.",
+        "steps/s",
+    ),
 }
 
 # In every row, even where the result has nothing to say about them.
