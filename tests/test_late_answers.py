@@ -257,7 +257,11 @@ def test_a_dreamer_that_has_answered_meanwhile_is_waited_for_again(pool: Any, mo
 
 
 def test_while_all_dreamers_are_overdue_the_driver_leaves_them_the_core(pool: Any, monkeypatch: pytest.MonkeyPatch):
-    looks: list[float] = []
-    monkeypatch.setattr(pool, "_ready_ids", lambda: looks.append(0.0) or [])
+    clock, looks = [0.0], []
+    stand_in = SimpleNamespace(
+        monotonic=lambda: clock[0], sleep=lambda seconds: clock.__setitem__(0, clock[0] + seconds)
+    )
+    monkeypatch.setattr(dreamer_pool, "time", stand_in)
+    monkeypatch.setattr(pool, "_ready_ids", lambda: looks.append(clock[0]) or [])
     assert pool.dream(ORDER, never, never).rows == [0]
-    assert 5 < len(looks) < 50  # in a second
+    assert looks[:3] == pytest.approx([0.0, 0.05, 0.1]) and looks[-1] == pytest.approx(1.0, abs=0.06)

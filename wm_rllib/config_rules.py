@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
-from ray.rllib.algorithms.ppo import PPOConfig
 
 from wm_rllib.environment_check import NO_MULTI_AGENT, ONE_BY_ONE
 from wm_rllib.mixing import AUTO, may_dream
@@ -59,7 +58,8 @@ def _of_rllib(config: Any) -> Iterator[str]:
             "the CPU. Fix: leave it out; num_gpus_per_learner and num_gpus_per_dreamer give GPUs to those who gain."
         )
     yield from _of_gpus(config)
-    yield from _of_classes(config)
+    default = type(config)()
+    yield from _of_classes(config, default)
     if config._overrides_of_evaluation.get("explore"):
         yield "evaluation_config explore = True is not supported: evaluations are greedy. Fix: leave it out."
     if config.evaluation_duration_unit != "episodes":
@@ -79,10 +79,10 @@ def _of_rllib(config: Any) -> Iterator[str]:
                 "for ever where what it counts does not grow. Fix: leave it out; train_batch_size_per_learner sets "
                 "an iteration's real steps."
             )
-    yield from _of_controller(config)
+    yield from _of_controller(config, default)
 
 
-def _of_controller(config: Any) -> Iterator[str]:
+def _of_controller(config: Any, default: Any) -> Iterator[str]:
     if not config.policy_hidden_dims:
         yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
     ours, theirs = list(config.policy_hidden_dims), list(config.model_config["fcnet_hiddens"])
@@ -91,7 +91,7 @@ def _of_controller(config: Any) -> Iterator[str]:
             f"policy_hidden_dims = {ours} and fcnet_hiddens = {theirs} of rl_module's model_config both give the "
             f"controller's layers, and must be the same. Fix: .training(policy_hidden_dims={theirs})."
         )
-    if config.train_batch_size != PPOConfig().train_batch_size:
+    if config.train_batch_size != default.train_batch_size:
         yield (
             f"train_batch_size = {config.train_batch_size} is the old API's, and nothing reads it here. Fix: "
             "train_batch_size_per_learner, an iteration's real steps for each learner."
@@ -108,9 +108,8 @@ def _of_controller(config: Any) -> Iterator[str]:
         )
 
 
-def _of_classes(config: Any) -> Iterator[str]:
+def _of_classes(config: Any, default: Any) -> Iterator[str]:
     """Parts of RLlib's that were exchanged for some that know nothing of V and M, or are never asked."""
-    default = type(config)()
     for name, given, own in (
         ("learner_class", config.learner_class, default.learner_class),
         ("env_runner_cls", config.env_runner_cls, default.env_runner_cls),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ logger = logging.getLogger(__name__)
 MAX_LANES = 20
 MAX_EPISODE_STEPS = 50_000
 """Of a greedy episode: without a time limit, one that stands still never ends. Atari's limit is 27,000 decisions."""
-
 
 MAX_TRIES = 10
 """Of a round of episodes in environments that raise now and then."""
@@ -78,18 +76,29 @@ def evaluate_in(
     for round_index in range(-(-num_episodes // env.num_envs)):
         round_seed = None if seed is None else (seed + round_index * env.num_envs) % 2**31
         count = min(env.num_envs, num_episodes - len(returns))
-        for tries in itertools.count(1):
-            try:
-                round_returns, round_lengths = _play_round(env, policy, count, round_seed)
-                break
-            except Exception as error:
-                if remake is None or tries == MAX_TRIES:
-                    raise
-                logger.warning("an environment raised in an evaluation, and is made anew: %r", error)
-                env = remake()
+        env, round_returns, round_lengths = _play_round_again(env, policy, count, round_seed, remake)
         returns += round_returns
         lengths += round_lengths
     return EvaluationResult(returns, lengths)
+
+
+def _play_round_again(
+    env: VectorEnv,
+    policy: GreedyPolicy,
+    count: int,
+    seed: int | None,
+    remake: Callable[[], VectorEnv] | None,
+) -> tuple[VectorEnv, list[float], list[int]]:
+    """A round, in the vector environment in which it came to its end; see `evaluate_in`."""
+    for _ in range(MAX_TRIES - 1):
+        if remake is None:
+            break
+        try:
+            return env, *_play_round(env, policy, count, seed)
+        except Exception as error:
+            logger.warning("an environment raised in an evaluation, and is made anew: %r", error)
+            env = remake()
+    return env, *_play_round(env, policy, count, seed)
 
 
 def _play_round(env: VectorEnv, policy: GreedyPolicy, count: int, seed: int | None) -> tuple[list[float], list[int]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,10 +42,6 @@ class ForetoldEnds:
             f"ends in {self.steps:,} steps: {self.seen} came, M's probabilities add up to {self.foretold:.1f}; "
             f"cross-entropy {self.cross_entropy:.4f} nats a step, {self.of_the_rate:.4f} by how often they come alone"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures by their names."""
-        return asdict(self)
 
 
 def foretold_ends(world_model: WorldModel, episodes: Sequence[Episode]) -> ForetoldEnds:

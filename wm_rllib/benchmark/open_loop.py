@@ -18,6 +18,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def measure(agent: Agent, num_episodes: int, steps: int, seed: int, actions: str
         counts += valid.sum(0)
     errors = {name: (total / counts).sqrt().tolist() for name, total in sums.items()}
     asked = {"episodes": num_episodes, "actions": actions, "steps": steps, "seed": seed}
-    ends = foretold_ends(trained, episodes).to_json()
+    ends = asdict(foretold_ends(trained, episodes))
     return {"errors": errors, "windows": counts.tolist(), "ends": ends, **asked}
 
 
