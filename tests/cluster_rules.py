@@ -22,8 +22,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from wm_rllib.cli.main import build_parser
-from wm_rllib.gauges import EXPORTED, STAGE_SECONDS, gauge_name
 from wm_rllib.metrics import METRICS
+from wm_rllib.training.gauges import EXPORTED, STAGE_SECONDS, gauge_name
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"

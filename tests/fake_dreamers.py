@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from wm_rllib.dreamer import Dreamed, DreamRequest
+from wm_rllib.dreamers.dreamer import Dreamed, DreamRequest
 
 
 class _Method:

@@ -12,10 +12,10 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorica
 from tiny_models import OBSERVATION_DIM, world_model
 from torch import Tensor, nn
 
+from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.look.episodes import Episode
 from wm_rllib.look.session import World
 from wm_rllib.look.starts import Starts
-from wm_rllib.policy import WorldModelPolicy
 
 
 class LinearController:

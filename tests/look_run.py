@@ -13,11 +13,11 @@ from tiny import tiny_config
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.options import resolved_tree
-from wm_rllib.env_runner import WorldModelEnvRunner
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.metrics import ALWAYS
-from wm_rllib.replay import WORLD_MODEL_MODULE_ID
-from wm_rllib.replay_service import ReplayService
-from wm_rllib.yaml_files import write_yaml
+from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.replay.service import ReplayService
+from wm_rllib.settings.yaml_files import write_yaml
 
 
 def settings_tree() -> dict[str, Any]:

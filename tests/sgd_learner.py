@@ -8,9 +8,9 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from wm_rllib.advantages import standardise
-from wm_rllib.agreement import mean_and_std, moments
-from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.learners.advantages import standardise
+from wm_rllib.learners.agreement import mean_and_std, moments
+from wm_rllib.learners.learner import WorldModelPPOLearner
 
 
 class SGDLearner(WorldModelPPOLearner):

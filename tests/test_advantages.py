@@ -8,8 +8,8 @@ import torch
 from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
 from torch import Tensor
 
-from wm_rllib.advantages import standardise, value_targets
-from wm_rllib.agreement import mean_and_std, moments
+from wm_rllib.learners.advantages import standardise, value_targets
+from wm_rllib.learners.agreement import mean_and_std, moments
 
 
 def lanes(batch: int, time: int, *, death: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,8 +11,8 @@ import ray
 from tiny import HORIZON, ROUNDS, TRAIN_BATCH, tiny_config
 
 from wm_rllib import WorldModelPPOConfig
-from wm_rllib.gate import Gate, Judgement
-from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.learners.gate import Gate, Judgement
+from wm_rllib.learners.learner import WorldModelPPOLearner
 from wm_rllib.metrics import progress_row
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from wm_rllib.baselines import (
+from wm_rllib.acting.baselines import (
     MAX_CONSTANTS,
     STICKINESS,
     ConstantPlayer,

@@ -32,8 +32,8 @@ from wm_rllib.benchmark.store import Result, Store, plain, slug
 from wm_rllib.benchmark.suite import Wishes, make_jobs
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
-from wm_rllib.pixels import PixelSettings
-from wm_rllib.settings import SettingError
+from wm_rllib.environments.pixels import PixelSettings
+from wm_rllib.settings.settings import SettingError
 
 RULE = Measure(interval=100, episodes=3, confirm_episodes=7, threshold=25.0, max_steps=500, budgets=(200, 400))
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit, TransformObservation
 
-from wm_rllib.car_racing import Near, seen_frames
-from wm_rllib.pixels import FrameSkip
+from wm_rllib.environments.car_racing import Near, seen_frames
+from wm_rllib.environments.pixels import FrameSkip
 
 pytest.importorskip("Box2D")
 

@@ -23,10 +23,10 @@ from snapshots import assert_equal, snapshot
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO, load_policy
+from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.cli import checkpoints
 from wm_rllib.cli.agents import load_agent
 from wm_rllib.metrics import progress_row
-from wm_rllib.policy import WorldModelPolicy
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

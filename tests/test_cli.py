@@ -21,8 +21,8 @@ import yaml
 from tensorboardX.proto.event_pb2 import Event
 
 from wm_rllib import load_policy
+from wm_rllib.acting.evaluation import evaluate_policy
 from wm_rllib.cli.main import main
-from wm_rllib.evaluation import evaluate_policy
 from wm_rllib.metrics import is_documented
 
 pytestmark = pytest.mark.integration

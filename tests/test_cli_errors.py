@@ -16,8 +16,8 @@ from wm_rllib.cli.main import build_parser, main
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values
 from wm_rllib.cli.plan import plan_run
 from wm_rllib.cli.train import announce, build_algorithm, open_console
-from wm_rllib.environments import env_spaces, make_env
-from wm_rllib.settings import SettingError, parse_tree
+from wm_rllib.environments.names import env_spaces, make_env
+from wm_rllib.settings.settings import SettingError, parse_tree
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from wm_rllib.cli.main import main
 from wm_rllib.cli.settings import described, markdown
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.settings_table import SETTINGS
+from wm_rllib.settings.table import SETTINGS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "settings.md"
 

@@ -11,10 +11,10 @@ import torch
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
 from tiny import tiny_config
 
-from wm_rllib.clipped_gaussian import ClippedGaussian, as_clipped
 from wm_rllib.models.clipped import clipped_divergence, clipped_log_likelihood, clipped_mean
 from wm_rllib.models.controller import GaussianSampler
-from wm_rllib.policy_module import NORMALIZE_ACTIONS
+from wm_rllib.rl_modules.clipped_gaussian import ClippedGaussian, as_clipped
+from wm_rllib.rl_modules.policy_module import NORMALIZE_ACTIONS
 
 MEANS = torch.tensor([0.0, 0.3, -0.8, 1.0, 4.0, -20.0])
 

@@ -10,7 +10,7 @@ pytest.importorskip("kubernetes_validate")
 import cluster_rules as rules
 from cluster_rules import CLUSTER
 
-from wm_rllib.yaml_files import read_yaml
+from wm_rllib.settings.yaml_files import read_yaml
 
 CHECKS = {
     "rayjob.yaml": rules.check_kubernetes,

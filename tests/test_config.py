@@ -15,8 +15,8 @@ from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO, WorldModelPPOConfig
-from wm_rllib.gate import Bounds
-from wm_rllib.settings import SettingError
+from wm_rllib.learners.gate import Bounds
+from wm_rllib.settings.settings import SettingError
 
 
 @pytest.fixture
@@ -177,9 +177,13 @@ def test_layers_given_in_rllibs_way_alone_are_refused(nothing_starts: None):
         (
             "learners",
             {"learner_class": PPOTorchLearner},
-            "learner_class = .*wm_rllib.learner.WorldModelPPOLearner",
+            "learner_class = .*wm_rllib.learners.learner.WorldModelPPOLearner",
         ),
-        ("env_runners", {"env_runner_cls": SingleAgentEnvRunner}, "env_runner_cls = .*wm_rllib.env_runner.WorldModel"),
+        (
+            "env_runners",
+            {"env_runner_cls": SingleAgentEnvRunner},
+            "env_runner_cls = .*wm_rllib.env_runners.env_runner.WorldModel",
+        ),
         ("evaluation", {"custom_evaluation_function": print}, r"custom_evaluation_function .*get_policy\(\)"),
         ("evaluation", {"custom_evaluation_function": None}, "custom_evaluation_function is not supported"),
         ("evaluation", {"evaluation_config": {"explore": True}}, "explore = True is not supported"),

@@ -17,8 +17,8 @@ from test_fused_dream import SPACES, Overridden, controller_for, starts
 from tiny_models import HIDDEN_DIM, LATENT_DIM, world_model
 from torch import Tensor
 
-from wm_rllib.dreamed_rows import dreamed_rows
-from wm_rllib.dreamer import DreamRequest, num_lanes, shard_lanes, to_arrays
+from wm_rllib.dreamers.dreamer import DreamRequest, num_lanes, shard_lanes, to_arrays
+from wm_rllib.learners.dreamed_rows import dreamed_rows
 from wm_rllib.models.cutting import make_cutter
 from wm_rllib.models.dreaming import Dream, draw_dream_noise, dream
 

@@ -18,10 +18,10 @@ from test_merge import SPACES, config_of, make_learner
 from torch import Tensor
 
 from wm_rllib import DreamEnv, DreamVectorEnv
+from wm_rllib.acting.policy import WorldModelPolicy, load_policy
 from wm_rllib.models import MDNRNN
 from wm_rllib.models.outcome import Outcome
-from wm_rllib.policy import WorldModelPolicy, load_policy
-from wm_rllib.replay import SequenceReplay
+from wm_rllib.replay.replay import SequenceReplay
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from wm_rllib import dream_evaluation
-from wm_rllib.dream_evaluation import DreamScore, evaluate_in_dream
+from wm_rllib.dreamers import evaluation as dream_evaluation
+from wm_rllib.dreamers.evaluation import DreamScore, evaluate_in_dream
 from wm_rllib.models.imagining import ImaginedStep
 
 LENGTHS = [3, 1, 5]

@@ -13,10 +13,10 @@ import torch
 from look_parts import agent, episodes
 from test_evaluation import Uneven, length_of
 
-from wm_rllib.evaluation import make_vector_env
+from wm_rllib.acting.evaluation import make_vector_env
+from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.look.episodes import Episode, places_every, play, policy_actor, random_actor, step_limit, windows_at
 from wm_rllib.look.measuring import DREAMS_PER_START, NUM_TRACES, DreamSettings, measure
-from wm_rllib.policy import WorldModelPolicy
 
 SETTINGS = DreamSettings(horizon=4, burn_in=2, temperature=1.0)
 

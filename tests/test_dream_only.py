@@ -13,10 +13,10 @@ from tiny import HORIZON, RANDOM_STEPS, ROUNDS, tiny_config
 from wm_rllib import WorldModelPPO, WorldModelPPOConfig
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.plan import _check_end
-from wm_rllib.dream_evaluation import DEFAULT_MAX_STEPS, dream_step_limit
+from wm_rllib.dreamers.evaluation import DEFAULT_MAX_STEPS, dream_step_limit
 from wm_rllib.metrics import progress_row
-from wm_rllib.replay import WORLD_MODEL_MODULE_ID
-from wm_rllib.training_state import Phase, TrainingState
+from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.training.state import Phase, TrainingState
 
 ROWS = 83
 ITERATIONS, SAVED_AT = 9, 4

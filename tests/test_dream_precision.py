@@ -15,8 +15,8 @@ from torch import nn
 from wm_rllib.models.dreaming import Dream, draw_dream_noise, dream
 from wm_rllib.models.stack import Stack, affine
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.settings import SettingError, check_value
-from wm_rllib.settings_table import BY_PATH
+from wm_rllib.settings.settings import SettingError, check_value
+from wm_rllib.settings.table import BY_PATH
 
 LANES = 1300  # enough for every hidden layer to be a large product
 SIZES: dict[str, Any] = {"hidden_dim": 64, "head_hidden_dims": (128,)}
@@ -116,7 +116,7 @@ def test_the_setting_reaches_the_dreams(
         dreamt.append(kwargs["dtype"])
         return dream(*args, **kwargs)
 
-    monkeypatch.setattr("wm_rllib.dreamer.dream", recorded)
+    monkeypatch.setattr("wm_rllib.dreamers.dreamer.dream", recorded)
     algorithm = tiny_config().dreamers(**setting).build_algo()
     try:
         while not algorithm.train()["rows"]["imagined"]:

@@ -18,7 +18,8 @@ from tiny_models import HIDDEN_DIM, LATENT_DIM, world_model
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
-from wm_rllib.dreamer import (
+from wm_rllib.actors.parameter_server import ParameterServer, make_record
+from wm_rllib.dreamers.dreamer import (
     Dreamer,
     DreamerSpec,
     DreamRequest,
@@ -27,14 +28,13 @@ from wm_rllib.dreamer import (
     shard_lanes,
     to_arrays,
 )
-from wm_rllib.env_runner import WorldModelEnvRunner
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.outcome import Outcome
-from wm_rllib.parameter_server import ParameterServer, make_record
-from wm_rllib.policy_network import make_policy
-from wm_rllib.replay import MASK
+from wm_rllib.replay.replay import MASK
+from wm_rllib.rl_modules.policy_network import make_policy
 
 FIRST_BIRTH = 1000.0
 

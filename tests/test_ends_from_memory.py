@@ -18,7 +18,7 @@ from wm_rllib.models.lookahead import Lookahead, PlainSimulation
 from wm_rllib.models.mdn_rnn import ENDS_WITHIN, Ahead, _later_ends_loss
 from wm_rllib.models.mixture import mixture_nll
 from wm_rllib.models.trust import end_probabilities
-from wm_rllib.replay import MASK, STEPS_LEFT, TERMINATES, SequenceReplay, _ahead
+from wm_rllib.replay.replay import MASK, STEPS_LEFT, TERMINATES, SequenceReplay, _ahead
 
 ROWS, TIME = 5, 4
 

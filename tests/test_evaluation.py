@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from wm_rllib.evaluation import MAX_LANES, evaluate_in, evaluate_policy, make_vector_env
+from wm_rllib.acting.evaluation import MAX_LANES, evaluate_in, evaluate_policy, make_vector_env
 
 LENGTHS = (1, 2, 40)
 
@@ -135,14 +135,14 @@ def test_nobody_waits_for_a_lane_that_does_not_count(monkeypatch: pytest.MonkeyP
             self.length = 2 if seed is None or seed < 100 + num_episodes else 10**9
             return observation, info
 
-    monkeypatch.setattr("wm_rllib.evaluation.MAX_EPISODE_STEPS", 10**9)
+    monkeypatch.setattr("wm_rllib.acting.evaluation.MAX_EPISODE_STEPS", 10**9)
     assert (
         evaluate_in(make_vector_env(First, lanes), ByTheClock(), num_episodes, seed=100).lengths == [2] * num_episodes
     )
 
 
 def test_an_episode_without_end_counts_as_it_is_and_it_is_said(monkeypatch, caplog):
-    monkeypatch.setattr("wm_rllib.evaluation.MAX_EPISODE_STEPS", 5)
+    monkeypatch.setattr("wm_rllib.acting.evaluation.MAX_EPISODE_STEPS", 5)
     result = evaluate_in(make_vector_env(Uneven, 6), ByTheClock(), 6, seed=100)
     expected = [length_of(100 + episode) for episode in range(6)]
     assert result.lengths == [min(5, length) for length in expected]

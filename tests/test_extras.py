@@ -13,10 +13,10 @@ import pytest
 from tiny import tiny_config
 
 from wm_rllib.cli.main import main
-from wm_rllib.environments import env_spaces, find_env, gymnasium_makes, make_env, vector_maker
-from wm_rllib.extras import EXTRAS, extra_of
-from wm_rllib.pixels import PixelSettings
-from wm_rllib.settings import SettingError
+from wm_rllib.environments.extras import EXTRAS, extra_of
+from wm_rllib.environments.names import env_spaces, find_env, gymnasium_makes, make_env, vector_maker
+from wm_rllib.environments.pixels import PixelSettings
+from wm_rllib.settings.settings import SettingError
 
 SMALL_DOOM = {"frame_skip": 4, "screen_resolution": "RES_160X120"}
 DOOM_IDS = ["VizdoomTakeCover-v1", "vizdoom.gymnasium_wrapper:VizdoomTakeCover-v1"]
@@ -145,7 +145,7 @@ def test_the_engine_plays_the_same_as_without_us(tmp_path, monkeypatch):
 @NEEDS_DOOM
 def test_the_engine_s_folder_goes_with_the_process(tmp_path, processes_without_ray):
     program = (
-        "from wm_rllib.vizdoom_engine import engine_settings\n"
+        "from wm_rllib.environments.vizdoom_engine import engine_settings\n"
         "settings = engine_settings({'doom_scenario_path': 'my.wad', 'frame_skip': 4, 'doom_map': 'map01'})\n"
         "print(settings['vizdoom_path'], settings['doom_scenario_path'], settings['frame_skip'])"
     )
@@ -159,7 +159,7 @@ def test_the_engine_s_folder_goes_with_the_process(tmp_path, processes_without_r
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_env_runners_find_doom(tmp_path, monkeypatch):
-    from wm_rllib.env_runner import WorldModelEnvRunner
+    from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 
     monkeypatch.chdir(tmp_path)
     config = tiny_config(DOOM_IDS[0], vae_class="custom_models:ImageVAE")

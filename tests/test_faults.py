@@ -11,10 +11,8 @@ from custom_envs import Breaks
 from remote import assert_exact, env_runners, pid_of
 from tiny import ROUNDS, tiny_config
 
-from wm_rllib.collection import EnvRunnerError
-from wm_rllib.evaluation import EvaluationResult
-from wm_rllib.evaluation_runners import evaluate_on
-from wm_rllib.failures import (
+from wm_rllib.acting.evaluation import EvaluationResult
+from wm_rllib.actors.failures import (
     MAX_FAILURES_IN_A_ROW,
     MIN_PATIENCE_S,
     Failure,
@@ -22,6 +20,8 @@ from wm_rllib.failures import (
     Patience,
     death_of_all,
 )
+from wm_rllib.env_runners.collection import EnvRunnerError
+from wm_rllib.env_runners.evaluation_runners import evaluate_on
 
 RATIO = 0.5
 
@@ -102,7 +102,7 @@ def evaluated(runners, counter):
 
 
 def test_an_evaluation_plays_again_what_an_error_took(monkeypatch):
-    monkeypatch.setattr("wm_rllib.evaluation_runners.RETRY_PAUSE_S", 0.0)
+    monkeypatch.setattr("wm_rllib.env_runners.evaluation_runners.RETRY_PAUSE_S", 0.0)
     runners, counter = EvaluationRunners({1}), FailureCounter("evaluation env runner", Broke)
     assert sorted(evaluated(runners, counter)) == [1.0] * 6 + [2.0]
     assert counter.total == 1
@@ -111,7 +111,7 @@ def test_an_evaluation_plays_again_what_an_error_took(monkeypatch):
 
 
 def test_an_evaluation_env_runner_that_fails_each_time_ends_the_run(monkeypatch):
-    monkeypatch.setattr("wm_rllib.evaluation_runners.RETRY_PAUSE_S", 0.0)
+    monkeypatch.setattr("wm_rllib.env_runners.evaluation_runners.RETRY_PAUSE_S", 0.0)
     counter = FailureCounter("evaluation env runner", Broke)
     with pytest.raises(Broke, match="evaluation env runner 2 failed 3 times in a row"):
         for _ in range(3):

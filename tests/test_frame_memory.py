@@ -7,7 +7,7 @@ import psutil
 import pytest
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from wm_rllib.replay import SequenceReplay
+from wm_rllib.replay.replay import SequenceReplay
 
 NUM_FRAMES, LENGTH = 1_000_000, 1000
 

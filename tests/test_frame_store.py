@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.fs
 import pytest
 
-from wm_rllib import frame_store
-from wm_rllib.frame_store import FrameStore
+from wm_rllib.replay import frame_store
+from wm_rllib.replay.frame_store import FrameStore
 
 SHAPE = (4, 5, 3)
 

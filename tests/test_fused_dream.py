@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wm_rllib.benchmark.dream_flops import paper_step_flops, step_flops
-from wm_rllib.env_runner import WorldModelEnvRunner
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.models.controller import ActionSampler, CategoricalSampler, Controller, GaussianSampler
 from wm_rllib.models.dreaming import Dream, DreamNoise, draw_dream_noise, dream
 from wm_rllib.models.fused import can_fuse
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.stack import Stack
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.policy_network import make_policy
+from wm_rllib.rl_modules.policy_network import make_policy
 
 SPACES = [
     gym.spaces.Discrete(3),

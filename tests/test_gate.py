@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from wm_rllib.gate import (
+from wm_rllib.learners.gate import (
     CLOSED_SKILL,
     EMA_RATE,
     FAR_SKILL,
@@ -18,7 +18,7 @@ from wm_rllib.gate import (
     Gate,
     Judgement,
 )
-from wm_rllib.training_state import TrainingState
+from wm_rllib.training.state import TrainingState
 
 BOUNDS = Bounds(min_ratio=0.0, max_ratio=0.9, min_horizon=2, max_horizon=6)
 

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import pytest
 
-from wm_rllib import gauges
-from wm_rllib.gauges import EXPORTED, STAGE_SECONDS, Gauges, gauge_name
 from wm_rllib.metrics import METRICS
+from wm_rllib.training import gauges
+from wm_rllib.training.gauges import EXPORTED, STAGE_SECONDS, Gauges, gauge_name
 
 
 class FakeGauge:

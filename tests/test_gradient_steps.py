@@ -15,8 +15,8 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from test_merge import SPACES, config_of, imagined_block, make_learner, make_stock, policy_state, real_episodes
 from torch import Tensor, nn
 
-from wm_rllib.gradient_steps import LENGTHS, Minibatches, Silent, clip_and_step
 from wm_rllib.models.masks import places
+from wm_rllib.rl_modules.gradient_steps import LENGTHS, Minibatches, Silent, clip_and_step
 
 
 def batches(num_rows: int, **settings: Any) -> list[Tensor]:

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from wm_rllib import heap
-from wm_rllib.heap import Heap
+from wm_rllib.actors import heap
+from wm_rllib.actors.heap import Heap
 
 FRAGMENTED = """
 import psutil
-from wm_rllib.heap import Heap, TRIM_EVERY_S
+from wm_rllib.actors.heap import Heap, TRIM_EVERY_S
 
 heap = Heap()
 kept = [bytearray(100_000) for _ in range(2000)][::40]  # 200 MB, with a block in use here and there

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from wm_rllib.held_actions import HeldActions
+from wm_rllib.environments.held_actions import HeldActions
 
 
 def drawn(space: gym.Space, longest: int, steps: int = 4000) -> np.ndarray:

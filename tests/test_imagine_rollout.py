@@ -14,9 +14,9 @@ from test_dreaming import FIRST_BIRTH, Clockwork
 from test_merge import SPACES, config_of, make_learner
 from torch import Tensor
 
+from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.models import MDNRNN
 from wm_rllib.models.outcome import Outcome
-from wm_rllib.policy import WorldModelPolicy
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -39,7 +39,7 @@ def test_a_run_is_judged_where_it_is_evaluated_and_not_disturbed(monkeypatch: py
             assert 0 <= row["trust/steps_ahead"] <= HORIZON and row["trust/error_next"] > 0
             assert 0 <= row["trust/termination_calibration"] <= 1
 
-    monkeypatch.setattr("wm_rllib.gating._judge", lambda stages: None)
+    monkeypatch.setattr("wm_rllib.training.gating._judge", lambda stages: None)
     for row, other in zip(judged, rows_of(2, **settings), strict=True):
         learnt = {name for name in other if name.startswith(("vae/", "mdn/", "ppo/", "rows/", "evaluation/"))}
         assert len(learnt) > 10

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from wm_rllib import dreamer_pool
-from wm_rllib.collection import EnvRunnerError, Sampling, end_env_runners
-from wm_rllib.dream_orders import DreamOrder
-from wm_rllib.dreamer import Dreamed
-from wm_rllib.dreamer_pool import DreamerPool
-from wm_rllib.env_runner import Collected, CollectRequest
+from wm_rllib.dreamers import pool as dreamer_pool
+from wm_rllib.dreamers.dreamer import Dreamed
+from wm_rllib.dreamers.orders import DreamOrder
+from wm_rllib.dreamers.pool import DreamerPool
+from wm_rllib.env_runners.collection import EnvRunnerError, Sampling, end_env_runners
+from wm_rllib.env_runners.env_runner import Collected, CollectRequest
 
 WORKS, HANGS, DIES = "works", "hangs", "dies"
 
@@ -114,7 +114,7 @@ def test_without_any_answer_for_long_sampling_gives_up(monkeypatch: pytest.Monke
     group = EnvRunners(1)
     group.hanging = {1}
     clock = iter(range(0, 100_000, 60))
-    monkeypatch.setattr("wm_rllib.collection.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("wm_rllib.env_runners.collection.time.monotonic", lambda: float(next(clock)))
     sampling = Sampling(group, 4, None)
     with pytest.raises(EnvRunnerError, match="no env runner has delivered anything in 600 s of waiting"):
         for _ in range(20):

@@ -11,9 +11,9 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from test_merge import SPACES, config_of, fit, imagined_block, make_learner, policy_state, real_episodes
 from torch import nn
 
-from wm_rllib.precision import Precision
-from wm_rllib.settings import SettingError, check_value
-from wm_rllib.settings_table import BY_PATH
+from wm_rllib.models.precision import Precision
+from wm_rllib.settings.settings import SettingError, check_value
+from wm_rllib.settings.table import BY_PATH
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -141,6 +141,8 @@ def test_latents_are_computed_in_float32_whatever_v_is_fitted_in():
 
 def test_the_choice_is_told_once(monkeypatch):
     told = []
-    monkeypatch.setattr(logging.getLogger("wm_rllib.learner"), "info", lambda text, *args: told.append(text % args))
+    monkeypatch.setattr(
+        logging.getLogger("wm_rllib.learners.learner"), "info", lambda text, *args: told.append(text % args)
+    )
     trained("bfloat16")
     assert told == ["fits and merged updates compute in bfloat16, V on images in bfloat16, on cpu"]

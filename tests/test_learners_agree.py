@@ -14,7 +14,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from sgd_learner import SGDLearner, fails_in_its_third_step, mend, standardises_alone, weighs_alone
 from test_merge import LENGTHS, NUM_REAL, SPACES, config_of, imagined_block, real_episodes, specs
 
-from wm_rllib.learner_calls import check_results, update_policy
+from wm_rllib.learners.calls import check_results, update_policy
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(240)]
 

@@ -10,7 +10,7 @@ from test_dreaming import counting_policy
 from tiny_models import HIDDEN_DIM, LATENT_DIM, mdn_config, sequences, world_model
 from torch import Tensor, nn
 
-from wm_rllib.agreement import change_over_learners
+from wm_rllib.learners.agreement import change_over_learners
 from wm_rllib.models import MDNRNN
 from wm_rllib.models.dreaming import dream
 from wm_rllib.models.mdn_rnn import SMALLEST_CHANGE

@@ -10,9 +10,9 @@ import ray
 from ray.rllib.core.columns import Columns
 from test_replay import chunk, same
 
-from wm_rllib.fresh import Fresh
-from wm_rllib.replay import GREEDY, MASK, REACH, SequenceReplay
-from wm_rllib.replay_service import ReplayService
+from wm_rllib.replay.fresh import Fresh
+from wm_rllib.replay.replay import GREEDY, MASK, REACH, SequenceReplay
+from wm_rllib.replay.service import ReplayService
 
 BURN_IN, HORIZON = 3, 4
 
@@ -149,7 +149,7 @@ def test_service_hands_them_over_by_reference(no_ray: None):
 
 @pytest.mark.parametrize(("limit", "expected"), [(2 * 8 * 100, 100), (2 * 8 * 30, 30), (1, 8)])
 def test_windows_of_large_observations_are_fewer(monkeypatch: pytest.MonkeyPatch, limit: int, expected: int):
-    monkeypatch.setattr("wm_rllib.replay.MAX_WINDOW_NUMBERS", limit)
+    monkeypatch.setattr("wm_rllib.replay.replay.MAX_WINDOW_NUMBERS", limit)
     replay = SequenceReplay(1000, 0)
     replay.add([chunk(1, 0, 12, "terminated")])
     arrays = replay.newest_windows(100, BURN_IN, HORIZON)

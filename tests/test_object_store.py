@@ -11,8 +11,8 @@ import ray
 from remote import assert_exact, train_until
 from tiny import ROUNDS, tiny_config
 
-from wm_rllib.collection import EnvRunnerError
-from wm_rllib.dreamer_pool import DreamerError
+from wm_rllib.dreamers.pool import DreamerError
+from wm_rllib.env_runners.collection import EnvRunnerError
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 

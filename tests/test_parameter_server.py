@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from wm_rllib.parameter_server import (
+from wm_rllib.actors.parameter_server import (
     POLICY_REF,
     POLICY_VERSION,
     WORLD_MODEL_REF,
@@ -19,8 +19,8 @@ from wm_rllib.parameter_server import (
     ParameterServer,
     make_record,
 )
-from wm_rllib.restarts import PROCESS
-from wm_rllib.training_state import MAX_REMEMBERED_PUBLICATIONS, Phase, TrainingState
+from wm_rllib.actors.restarts import PROCESS
+from wm_rllib.training.state import MAX_REMEMBERED_PUBLICATIONS, Phase, TrainingState
 
 
 class UnreachableServer:

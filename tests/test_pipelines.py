@@ -14,10 +14,10 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from scripted_env import ScriptedEnv
 from tiny import tiny_config
 
-from wm_rllib import env_runner
-from wm_rllib.connectors import FeatureConnector
-from wm_rllib.env_runner import WorldModelEnvRunner
-from wm_rllib.pipelines import ENV_TO_MODULE, MODULE_TO_ENV, VectorActions
+from wm_rllib.acting.connectors import FeatureConnector
+from wm_rllib.acting.pipelines import ENV_TO_MODULE, MODULE_TO_ENV, VectorActions
+from wm_rllib.env_runners import env_runner
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 
 SPACES = [
     gym.spaces.Discrete(3),

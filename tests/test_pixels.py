@@ -6,7 +6,7 @@ import pytest
 from custom_envs import Gallery, Walk
 from gymnasium.spaces import Box, Dict, Discrete
 
-from wm_rllib.pixels import AreaAverage, FrameSkip, PixelError, PixelSettings, gray, preprocess
+from wm_rllib.environments.pixels import AreaAverage, FrameSkip, PixelError, PixelSettings, gray, preprocess
 
 
 class Shows(gym.Env):

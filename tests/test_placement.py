@@ -14,11 +14,11 @@ from remote import dreamers, env_runners
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO
-from wm_rllib.dream_orders import DreamOrder
-from wm_rllib.dreamer_pool import DreamerPool
-from wm_rllib.parameter_server import POLICY_REF, WORLD_MODEL_REF
-from wm_rllib.placement import ClusterTooSmallError, _near_driver, check_cluster, wait_for_resources
-from wm_rllib.settings import parse_tree
+from wm_rllib.actors.parameter_server import POLICY_REF, WORLD_MODEL_REF
+from wm_rllib.dreamers.orders import DreamOrder
+from wm_rllib.dreamers.pool import DreamerPool
+from wm_rllib.settings.settings import parse_tree
+from wm_rllib.training.placement import ClusterTooSmallError, _near_driver, check_cluster, wait_for_resources
 
 pytestmark = pytest.mark.integration
 

@@ -14,16 +14,16 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT
 from test_policy import SPACES, runner_on
 from tiny import tiny_config
 
+from wm_rllib.acting.evaluation import MAX_EPISODE_STEPS, evaluate_policy
+from wm_rllib.acting.planning import Plan, PlanningPolicy
+from wm_rllib.acting.playing import DecisionTimes, Episode, one_thread, play_episode, time_decisions
+from wm_rllib.acting.policy import WorldModelPolicy, load_policy
 from wm_rllib.cli import checkpoints, evaluate
 from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.main import main
-from wm_rllib.env_runner import WorldModelEnvRunner
-from wm_rllib.evaluation import MAX_EPISODE_STEPS, evaluate_policy
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.models.search import SearchConfig
-from wm_rllib.planner_settings import PLANNER_SETTINGS, search_config
-from wm_rllib.planning import Plan, PlanningPolicy
-from wm_rllib.playing import DecisionTimes, Episode, one_thread, play_episode, time_decisions
-from wm_rllib.policy import WorldModelPolicy, load_policy
+from wm_rllib.settings.planner import PLANNER_SETTINGS, search_config
 
 GAMMA = 0.9
 FEW = {"horizon": 3, "num_samples": 8, "num_iterations": 2}

@@ -11,8 +11,8 @@ import torch
 from scripted_env import ScriptedEnv
 from tiny import tiny_config
 
-from wm_rllib.env_runner import WorldModelEnvRunner
-from wm_rllib.policy import WorldModelPolicy, load_policy
+from wm_rllib.acting.policy import WorldModelPolicy, load_policy
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 
 SPACES = [
     gym.spaces.Discrete(3),

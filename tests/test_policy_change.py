@@ -10,7 +10,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorica
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from test_merge import SPACES, config_of, imagined_block, make_learner, real_episodes
 
-from wm_rllib.policy_change import CLIP_FRACTION, POLICY_KL, policy_change
+from wm_rllib.learners.policy_change import CLIP_FRACTION, POLICY_KL, policy_change
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -17,7 +17,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from test_merge import config_of, make_learner
 from torch import Tensor
 
-from wm_rllib.policy_module import UNITS_RATE, WorldModelPPOModule, moved_units
+from wm_rllib.rl_modules.policy_module import UNITS_RATE, WorldModelPPOModule, moved_units
 
 LATENT, FEATURES = 3, 11
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny import tiny_config
 
-from wm_rllib.phases import collect_randomly
-from wm_rllib.training_state import Phase, TrainingState
+from wm_rllib.training.phases import collect_randomly
+from wm_rllib.training.state import Phase, TrainingState
 
 
 def collected(steps_so_far: int, held: int | None = None, **settings: Any) -> tuple[list[int], TrainingState]:

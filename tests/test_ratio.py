@@ -9,8 +9,9 @@ import pytest
 from ray.rllib.core.columns import Columns
 from tiny import HORIZON, ROUNDS, TRAIN_BATCH, tiny_config
 
-from wm_rllib import WorldModelPPO, dreamer_pool
-from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib import WorldModelPPO
+from wm_rllib.dreamers import pool as dreamer_pool
+from wm_rllib.learners.learner import WorldModelPPOLearner
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

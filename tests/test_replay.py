@@ -13,8 +13,8 @@ import ray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from wm_rllib.frame_store import LEAST_SLABS, FrameStore, Storage
-from wm_rllib.replay import (
+from wm_rllib.replay.frame_store import LEAST_SLABS, FrameStore, Storage
+from wm_rllib.replay.replay import (
     MASK,
     STEPS_LEFT,
     TERMINATES,
@@ -22,7 +22,7 @@ from wm_rllib.replay import (
     SequenceReplay,
     with_observations,
 )
-from wm_rllib.replay_service import ReplayService, as_fit_batch
+from wm_rllib.replay.service import ReplayService, as_fit_batch
 
 LENGTH = 6
 

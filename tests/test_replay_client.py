@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from wm_rllib.replay_client import ReplayClient, holds_replay
-from wm_rllib.replay_service import ReplayService
+from wm_rllib.replay.client import ReplayClient, holds_replay
+from wm_rllib.replay.service import ReplayService
 
 
 class Elsewhere:

@@ -9,9 +9,10 @@ import numpy as np
 import psutil
 import pytest
 
-from wm_rllib import WorldModelPPO, replay_room
+from wm_rllib import WorldModelPPO
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.replay_room import memory_limit, warn_of_little_room
+from wm_rllib.replay import room as replay_room
+from wm_rllib.replay.room import memory_limit, warn_of_little_room
 
 FRAMES = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 FITTING = 1_000_000_000 // (64 * 64 * 3)
@@ -58,7 +59,7 @@ def test_it_is_said_before_anything_starts(caplog, monkeypatch):
     def start(*_):
         raise RuntimeError("starts")
 
-    monkeypatch.setattr("wm_rllib.placement.check_cluster", start)
+    monkeypatch.setattr("wm_rllib.training.placement.check_cluster", start)
     config = WorldModelPPOConfig().environment("image_env:DotEnv").world_model(replay_capacity=10**9)
     with pytest.raises(RuntimeError, match="starts"):
         WorldModelPPO(config)

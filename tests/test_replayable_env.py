@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import TRAIN_BATCH, tiny_config
 
-from wm_rllib.replayable_env import ReplayableEnv
+from wm_rllib.environments.replayable import ReplayableEnv
 
 ENVS = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"]
 
@@ -203,7 +203,7 @@ def test_another_number_of_environments_starts_new_episodes(restored):
 
 
 def test_an_episode_that_is_too_long_keeps_no_record(monkeypatch):
-    monkeypatch.setattr("wm_rllib.replayable_env.MAX_REPLAYED", 5)
+    monkeypatch.setattr("wm_rllib.environments.replayable.MAX_REPLAYED", 5)
     env = ReplayableEnv(gym.make("Pendulum-v1"))
     env.reset(seed=0)
     for _ in range(5):
@@ -219,8 +219,8 @@ def test_an_episode_that_is_too_long_keeps_no_record(monkeypatch):
 @pytest.mark.integration
 @pytest.mark.usefixtures("local_ray")
 def test_a_very_long_episode_is_not_kept_whole(monkeypatch, caplog):
-    monkeypatch.setattr("wm_rllib.env_runner.MAX_REPLAYED", 40)
-    monkeypatch.setattr("wm_rllib.replayable_env.MAX_REPLAYED", 40)
+    monkeypatch.setattr("wm_rllib.env_runners.env_runner.MAX_REPLAYED", 40)
+    monkeypatch.setattr("wm_rllib.environments.replayable.MAX_REPLAYED", 40)
     config = tiny_config("Pendulum-v1", num_envs_per_env_runner=1, random_collection_steps=30)
     config.train_batch_size_per_learner = 30
     algorithm = config.build_algo()

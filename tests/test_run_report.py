@@ -15,10 +15,10 @@ import pytest
 from look_run import row, write_checkpoint, write_run
 from tensorboardX.proto.event_pb2 import Event
 
+from wm_rllib.acting.policy import load_policy
 from wm_rllib.cli.agents import load_agent
 from wm_rllib.cli.main import main
 from wm_rllib.look.run import read_run
-from wm_rllib.policy import load_policy
 
 EVALUATED = {"evaluation/episode_return_mean": 120.5, "evaluation/episode_return_std": 3.0}
 ROWS = [row(1), row(2), row(3, **{"imagination/ratio": 0.9, "mdn/nll": -3.0}), row(4, **EVALUATED), row(5)]
@@ -216,6 +216,6 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path: 
             write_checkpoint(tmp_path / "run", "best", iteration=5)
         return loaded
 
-    monkeypatch.setattr("wm_rllib.policy.load_policy", replaced_meanwhile)
+    monkeypatch.setattr("wm_rllib.acting.policy.load_policy", replaced_meanwhile)
     agent = load_agent(argparse.Namespace(checkpoint=str(tmp_path / "run"), env=None))
     assert len(calls) == 2 and agent.meta is not None and agent.meta.training_iteration == 5

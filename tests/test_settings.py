@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import yaml
 
-from wm_rllib import settings
-from wm_rllib.setting_types import rule_of
-from wm_rllib.settings import SettingError, check_attrs, check_value, flat_tree, parse_tree, to_tree
-from wm_rllib.settings_table import BY_PATH, SETTINGS
+from wm_rllib.settings import settings
+from wm_rllib.settings.settings import SettingError, check_attrs, check_value, flat_tree, parse_tree, to_tree
+from wm_rllib.settings.table import BY_PATH, SETTINGS
+from wm_rllib.settings.types import rule_of
+from wm_rllib.settings.yaml_files import parse_yaml, read_yaml, write_yaml
 from wm_rllib.sweep.search import SECTION, flat_search
 from wm_rllib.sweep.spec import parse_sweep
-from wm_rllib.yaml_files import parse_yaml, read_yaml, write_yaml
 
 # The example of the document that this project was created from.
 SEED_EXAMPLE = """

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from sweeping import TINY
 
-from wm_rllib.settings import flat_tree
+from wm_rllib.settings.settings import flat_tree
 from wm_rllib.sweep import ranking
 from wm_rllib.sweep.loggers import make_loggers
 from wm_rllib.sweep.schedulers import clip_to_bounds, make_scheduler

@@ -9,9 +9,9 @@ import yaml
 from sweeping import TINY, write_sweep
 
 from wm_rllib.cli.main import main
-from wm_rllib.setting_types import rule_of
-from wm_rllib.settings import SettingError, flat_tree
-from wm_rllib.settings_table import BY_PATH
+from wm_rllib.settings.settings import SettingError, flat_tree
+from wm_rllib.settings.table import BY_PATH
+from wm_rllib.settings.types import rule_of
 from wm_rllib.sweep.search import DEFAULTS, TABLE, flat_search, parse_search
 from wm_rllib.sweep.spaces import parse_space
 from wm_rllib.sweep.spec import parse_sweep

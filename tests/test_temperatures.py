@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from wm_rllib.baselines import Baselines
+from wm_rllib.acting.baselines import Baselines
+from wm_rllib.acting.evaluation import EvaluationResult
 from wm_rllib.cli.main import build_parser, main
 from wm_rllib.cli.temperature_plan import plan_temperatures
 from wm_rllib.cli.temperature_scores import (
@@ -24,8 +25,7 @@ from wm_rllib.cli.temperature_scores import (
     write_json,
 )
 from wm_rllib.cli.temperatures import _choosing_seed, _fresh_seed
-from wm_rllib.dream_evaluation import DreamScore
-from wm_rllib.evaluation import EvaluationResult
+from wm_rllib.dreamers.evaluation import DreamScore
 
 ITERATIONS, EPISODES = 3, 5
 SETTINGS = {

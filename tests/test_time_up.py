@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from wm_rllib.vizdoom_engine import TimeUp
+from wm_rllib.environments.vizdoom_engine import TimeUp
 
 
 class Doom(gym.Env[np.ndarray, int]):

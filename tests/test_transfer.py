@@ -16,14 +16,20 @@ from test_merge import OBSERVATIONS, SPACES, config_of, fit, make_learner
 from torch import Tensor
 
 from wm_rllib import WorldModelPPOConfig
+from wm_rllib.acting.policy import load_module, load_policy
 from wm_rllib.cli.main import main
-from wm_rllib.iteration import IterationReport
-from wm_rllib.learner import WorldModelPPOLearner
-from wm_rllib.phases import pretrain
-from wm_rllib.pixels import AS_IT_IS, PixelSettings
-from wm_rllib.policy import load_module, load_policy
-from wm_rllib.training_state import TrainingState
-from wm_rllib.transfer import CONTROLLER, WHOLE, transferred_policy, transferred_weights, warn_of_other_pictures
+from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
+from wm_rllib.learners.learner import WorldModelPPOLearner
+from wm_rllib.learners.transfer import (
+    CONTROLLER,
+    WHOLE,
+    transferred_policy,
+    transferred_weights,
+    warn_of_other_pictures,
+)
+from wm_rllib.training.iteration import IterationReport
+from wm_rllib.training.phases import pretrain
+from wm_rllib.training.state import TrainingState
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -198,7 +204,7 @@ def test_units_are_published_where_nothing_is_fitted(monkeypatch: pytest.MonkeyP
         fit=lambda updates, instalment: done.append("fit"),
         publish=lambda **what: done.append("publish"),
     )
-    monkeypatch.setattr("wm_rllib.phases.on_learners", lambda learners, name, **kwargs: done.append(name))
+    monkeypatch.setattr("wm_rllib.training.phases.on_learners", lambda learners, name, **kwargs: done.append(name))
     pretrain(stages)
     assert done == ["set_normalisation", "publish"]
 

@@ -12,7 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from test_merge import config_of, make_learner
 from tiny import RANDOM_STEPS, tiny_config
 
-from wm_rllib.policy import load_module
+from wm_rllib.acting.policy import load_module
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

@@ -13,13 +13,14 @@ from remote import report_placement
 from tiny import tiny_config
 
 import wm_rllib
-from wm_rllib import WorldModelPPO, placement
+from wm_rllib import WorldModelPPO
 from wm_rllib.cli import sweep
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
 from wm_rllib.metrics import progress_row
-from wm_rllib.placement import ClusterTooSmallError, check_cluster
 from wm_rllib.sweep.trial import SweepTrial
+from wm_rllib.training import placement
+from wm_rllib.training.placement import ClusterTooSmallError, check_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from wm_rllib import vizdoom_engine
+from wm_rllib.environments import vizdoom_engine
 
 START_AND_TELL = """
 import subprocess, sys, time

@@ -18,10 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if find_spec("ray") is not None:
     from ray.tune.registry import register_trainable
 
+    from wm_rllib.acting.policy import WorldModelPolicy, load_policy
     from wm_rllib.algorithm import WorldModelPPO
     from wm_rllib.config import WorldModelPPOConfig
-    from wm_rllib.dream_env import DreamEnv, DreamVectorEnv, register_dream
-    from wm_rllib.policy import WorldModelPolicy, load_policy
+    from wm_rllib.dreamers.dream_env import DreamEnv, DreamVectorEnv, register_dream
+    from wm_rllib.former_modules import keep_former_names
 
 __all__ = [
     "DreamEnv",
@@ -46,3 +47,4 @@ def register() -> None:
 if find_spec("ray") is not None:
     register()
     register_dream()
+    keep_former_names()

@@ -14,27 +14,27 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import EVALUATION_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune import PlacementGroupFactory
 
-from wm_rllib import placement
-from wm_rllib.collection import EnvRunnerError, end_env_runners
+from wm_rllib.acting.planning import Plan
+from wm_rllib.actors.failures import FailureCounter
+from wm_rllib.actors.nodes import NodeWatch
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.dreamer import Dreamer, DreamerSpec
-from wm_rllib.dreamer_pool import DreamerPool
-from wm_rllib.env_creation import EnvCreator, env_creator
-from wm_rllib.environment_check import check_environment
-from wm_rllib.evaluated_ppo import EvaluatedPPO
-from wm_rllib.failures import FailureCounter
-from wm_rllib.gauges import Gauges
-from wm_rllib.iteration import IterationReport
+from wm_rllib.dreamers.dreamer import Dreamer, DreamerSpec
+from wm_rllib.dreamers.pool import DreamerPool
+from wm_rllib.env_runners.collection import EnvRunnerError, end_env_runners
+from wm_rllib.environments.check import check_environment
+from wm_rllib.environments.creation import EnvCreator, env_creator
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import may_dream
-from wm_rllib.nodes import NodeWatch
-from wm_rllib.overlap import OverlappingTraining
-from wm_rllib.phases import collect_randomly, pretrain, train_in_dreams, train_mixed
-from wm_rllib.planning import Plan
-from wm_rllib.publishing import Publisher
-from wm_rllib.replay_client import ReplayClient, holds_replay
-from wm_rllib.stages import Parts, Stages
-from wm_rllib.training_state import Phase, TrainingState
+from wm_rllib.replay.client import ReplayClient, holds_replay
+from wm_rllib.training import placement
+from wm_rllib.training.evaluated_ppo import EvaluatedPPO
+from wm_rllib.training.gauges import Gauges
+from wm_rllib.training.iteration import IterationReport
+from wm_rllib.training.overlap import OverlappingTraining
+from wm_rllib.training.phases import collect_randomly, pretrain, train_in_dreams, train_mixed
+from wm_rllib.training.publishing import Publisher
+from wm_rllib.training.stages import Parts, Stages
+from wm_rllib.training.state import Phase, TrainingState
 
 logger = logging.getLogger(__name__)
 

@@ -17,26 +17,26 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from ray.util import log_once
 
+from wm_rllib.acting.connectors import FeatureConnector
+from wm_rllib.acting.evaluation import MAX_LANES
 from wm_rllib.config_rules import broken_rule
 from wm_rllib.config_sections import WorldModelSections
-from wm_rllib.connectors import FeatureConnector
-from wm_rllib.env_runner import WorldModelEnvRunner
-from wm_rllib.evaluation import MAX_LANES
-from wm_rllib.evaluation_runners import evaluate_greedily
-from wm_rllib.gate import Bounds
-from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
+from wm_rllib.env_runners.evaluation_runners import evaluate_greedily
+from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
+from wm_rllib.learners.gate import Bounds
+from wm_rllib.learners.learner import WorldModelPPOLearner
+from wm_rllib.learners.transfer import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.logs import QUIET, current_log_level
 from wm_rllib.mixing import may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
-from wm_rllib.pixels import AS_IT_IS, PixelSettings
-from wm_rllib.policy_module import NORMALIZE_ACTIONS, WorldModelPPOModule
-from wm_rllib.replay import WORLD_MODEL_MODULE_ID
-from wm_rllib.settings import check_attrs, check_names
+from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.rl_modules.policy_module import NORMALIZE_ACTIONS, WorldModelPPOModule
+from wm_rllib.rl_modules.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
+from wm_rllib.settings.settings import check_attrs, check_names
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
-from wm_rllib.transfer import CONTROLLER, MDN_RNN, PARTS
-from wm_rllib.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
 
 NOT_SETTINGS = frozenset({TRIAL_INFO, STDOUT_FILE, STDERR_FILE, "_enable_new_api_stack", "multiagent", "class"})
 """Keys of RLlib's dicts, and of Tune's, that are no attributes."""
@@ -128,7 +128,8 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
     ) -> WorldModelPPOConfig:
         """RLlib's section, and what is done to the environment before V sees it, wherever it is made.
 
-        The agent needs the same done in any other environment: `preprocess(env, policy.pixels)` of `wm_rllib.pixels`.
+        The agent needs the same done in any other environment: `preprocess(env, policy.pixels)` of
+        `wm_rllib.environments.pixels`.
 
         Args:
             env: See RLlib's `AlgorithmConfig.environment`; also an import path "package.module:EnvClass".
@@ -245,7 +246,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         # RLlib would advise to leave the new API stack, which would be an error here.
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")
         # PPO wants minibatches no larger than the real rows; ours may be, since dreams fill them. An update's minibatch
-        # is never larger than its merged batch (learner_calls.py).
+        # is never larger than its merged batch (learners/calls.py).
         minibatch_size: int | None = getattr(self, "minibatch_size")  # noqa: B009  (mypy cannot see RLlib's attribute)
         self.minibatch_size = None
         try:
@@ -352,9 +353,9 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             hidden_dim=self.mdn_hidden_dim,
             head_hidden_dims=tuple(self.mdn_head_hidden_dims),
             num_mixtures=self.num_mixtures,
-            mixture=self.mdn_mixture,  # type: ignore[arg-type]  # checked in settings.py
+            mixture=self.mdn_mixture,  # type: ignore[arg-type]  # checked in settings/settings.py
             residual=self.mdn_residual,
-            ends_from=self.ends_from,  # type: ignore[arg-type]  # checked in settings.py
+            ends_from=self.ends_from,  # type: ignore[arg-type]  # checked in settings/settings.py
             log_sigma_range=(float(self.log_sigma_range[0]), float(self.log_sigma_range[1])),
             input_noise=float(self.input_noise),
             nll_coeff=self.nll_coeff,
@@ -371,7 +372,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             action_space=action_space,
             normalize_actions=bool(self.normalize_actions),
             clip_actions=bool(self.clip_actions),
-            controller_inputs=self.controller_inputs,  # type: ignore[arg-type]  # checked in settings.py
+            controller_inputs=self.controller_inputs,  # type: ignore[arg-type]  # checked in settings/settings.py
             vae_class=self.vae_class,
             mdn_rnn_class=self.mdn_rnn_class,
         )

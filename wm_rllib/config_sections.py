@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
 from wm_rllib.mixing import AUTO, Ratio, Schedule
-from wm_rllib.precision import FLOAT32
+from wm_rllib.models.precision import FLOAT32
 
 if TYPE_CHECKING:
     from wm_rllib.config import WorldModelPPOConfig
 
 
 class WorldModelSections:
-    """What V, M and imagination are configured by; see `wm_rllib.settings_table` for ranges and YAML keys."""
+    """What V, M and imagination are configured by; see `wm_rllib.settings.table` for ranges and YAML keys."""
 
     def _set_world_model_defaults(self) -> None:
         self.controller_inputs = "zh"

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Literal
 
 AUTO = "auto"
-"""The ratio that the gate chooses in each iteration (`gate.py`)."""
+"""The ratio that the gate chooses in each iteration (`learners/gate.py`)."""
 ROUNDS: Schedule = [[0, 18], [500, 18], [1500, 6]]
 ROUNDS_BEFORE_AN_END = 6
 """Dream rounds of "auto". In the first iterations C has everything to learn, and where M knows how episodes end it is

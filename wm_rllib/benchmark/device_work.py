@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from wm_rllib.benchmark.device_clock import FLOAT32, autocast
-from wm_rllib.gradient_steps import clip_and_step
 from wm_rllib.models import MDNRNNConfig, VAEConfig, WorldModel, WorldModelConfig
 from wm_rllib.models.controller import CategoricalSampler
 from wm_rllib.models.conv_vae import ConvolutionalVAE
 from wm_rllib.models.world_model import SequenceBatch
+from wm_rllib.rl_modules.gradient_steps import clip_and_step
 
 EAGER, GRAPH, COMPILED = "eager", "CUDA graph", "compiled"
 

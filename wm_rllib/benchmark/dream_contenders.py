@@ -23,15 +23,15 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.numpy import convert_to_numpy
 from torch.utils.flop_counter import FlopCounterMode
 
+from wm_rllib.actors.parameter_server import ParameterServer, make_record
 from wm_rllib.benchmark.dream_flops import paper_step_flops, step_flops
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest
-from wm_rllib.env_runner import WorldModelEnvRunner
+from wm_rllib.dreamers.dreamer import Dreamed, Dreamer, DreamerSpec, DreamRequest
+from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.models.dreaming import dream
-from wm_rllib.parameter_server import ParameterServer, make_record
-from wm_rllib.policy_network import make_policy
-from wm_rllib.precision import BFLOAT16, FLOAT32, dtype_of
-from wm_rllib.replay_service import ReplayService
+from wm_rllib.models.precision import BFLOAT16, FLOAT32, dtype_of
+from wm_rllib.replay.service import ReplayService
+from wm_rllib.rl_modules.policy_network import make_policy
 
 EPISODE_LENGTH = 100
 NUM_EPISODES = 50

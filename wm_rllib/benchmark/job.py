@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from wm_rllib.pixels import AS_IT_IS, PixelSettings
+from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
 
 
 @dataclass(frozen=True)

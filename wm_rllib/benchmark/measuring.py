@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from wm_rllib.acting.evaluation import MAX_LANES, VectorEnv, evaluate_in, make_vector_env
 from wm_rllib.benchmark.job import Job, Measure
 from wm_rllib.benchmark.trainer import Trainer
-from wm_rllib.environments import vector_maker
-from wm_rllib.evaluation import MAX_LANES, VectorEnv, evaluate_in, make_vector_env
+from wm_rllib.environments.names import vector_maker
 from wm_rllib.seeding import stage_seed
 
 SOLVED, STEP_LIMIT, TIME_LIMIT, FAILED, RUNNING = "solved", "step limit", "time limit", "failed", "running"

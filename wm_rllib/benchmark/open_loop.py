@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wm_rllib.acting.evaluation import VectorEnv, make_vector_env
 from wm_rllib.benchmark.foretold_ends import ForetoldEnds, foretold_ends
 from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import write_json
 from wm_rllib.cli.agents import Agent, load_agent
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.evaluation import VectorEnv, make_vector_env
 from wm_rllib.look.episodes import Actor, Episode, places_every, play, policy_actor, random_actor, windows_at
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.imagining import draw_step_noise

@@ -21,7 +21,7 @@ from wm_rllib.benchmark.contenders import find_contender
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.measuring import FAILED, RUNNING, TIME_LIMIT
 from wm_rllib.benchmark.store import Result, Store, plain
-from wm_rllib.settings import flat
+from wm_rllib.settings.settings import flat
 
 POLL_S = 0.2
 PATIENCE_S = 10.0

@@ -23,12 +23,12 @@ from ray.experimental import get_object_locations
 from ray.rllib.utils.actor_manager import FaultAwareApply
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from wm_rllib.actors.parameter_server import ParameterClient, ParameterServer, make_record
 from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import write_json
-from wm_rllib.dream_orders import DreamOrder
-from wm_rllib.dreamer import Dreamed, DreamRequest
-from wm_rllib.dreamer_pool import DreamerPool
-from wm_rllib.parameter_server import ParameterClient, ParameterServer, make_record
+from wm_rllib.dreamers.dreamer import Dreamed, DreamRequest
+from wm_rllib.dreamers.orders import DreamOrder
+from wm_rllib.dreamers.pool import DreamerPool
 
 NODES = (1, 2, 4, 8)
 DREAMERS_PER_NODE = 2

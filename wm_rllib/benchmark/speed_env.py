@@ -27,8 +27,8 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LI
 from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import write_json
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.env_runner import CollectRequest, WorldModelEnvRunner
-from wm_rllib.training_state import Phase
+from wm_rllib.env_runners.env_runner import CollectRequest, WorldModelEnvRunner
+from wm_rllib.training.state import Phase
 
 NUM_ENVS = 8
 HIDDEN_DIMS = [64, 64]

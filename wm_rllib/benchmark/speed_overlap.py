@@ -21,7 +21,7 @@ import ray
 from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import write_json
 from wm_rllib.benchmark.waiting import Waits, waiting_config
-from wm_rllib.training_state import Phase
+from wm_rllib.training.state import Phase
 
 CASES: dict[str, tuple[Waits, int]] = {
     "sampling, dreaming and fit alike": (Waits(2.0, 2.0, 2.0, 0.2), 1),

@@ -12,12 +12,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from wm_rllib.benchmark.contenders import find_contender
 from wm_rllib.benchmark.job import Job, Measure
-from wm_rllib.environments import find_env
-from wm_rllib.pixels import PATHS, SECTION, PixelSettings
-from wm_rllib.setting_types import boolean, mapping, number, rule_of, text, whole
-from wm_rllib.settings import SettingError, check_value
-from wm_rllib.settings_table import BY_PATH
-from wm_rllib.yaml_files import read_yaml
+from wm_rllib.environments.names import find_env
+from wm_rllib.environments.pixels import PATHS, SECTION, PixelSettings
+from wm_rllib.settings.settings import SettingError, check_value
+from wm_rllib.settings.table import BY_PATH
+from wm_rllib.settings.types import boolean, mapping, number, rule_of, text, whole
+from wm_rllib.settings.yaml_files import read_yaml
 
 MEASURE_TYPES: dict[str, Any] = {
     "interval": whole(1),

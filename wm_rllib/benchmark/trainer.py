@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from wm_rllib.acting.evaluation import GreedyPolicy
 from wm_rllib.benchmark.job import Job
-from wm_rllib.evaluation import GreedyPolicy
 
 
 class Trainer(Protocol):

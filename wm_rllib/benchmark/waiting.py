@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wm_rllib.actors.failures import Failure
 from wm_rllib.algorithm import WorldModelPPO
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.dreamer import Dreamed, Dreamer, DreamRequest, NoWeights
-from wm_rllib.failures import Failure
-from wm_rllib.learner import WorldModelPPOLearner
+from wm_rllib.dreamers.dreamer import Dreamed, Dreamer, DreamRequest, NoWeights
+from wm_rllib.learners.learner import WorldModelPPOLearner
 
 STEPS = 16
 """Real steps of an iteration, of each env runner."""

@@ -13,13 +13,13 @@ from wm_rllib.cli.checkpoints import CheckpointMeta
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import BEST, LAST
-from wm_rllib.environments import AnyEnv, env_spaces, find_env, make_env, vector_maker
-from wm_rllib.settings import check_value
-from wm_rllib.settings_table import BY_PATH, Setting
-from wm_rllib.yaml_files import parse_yaml
+from wm_rllib.environments.names import AnyEnv, env_spaces, find_env, make_env, vector_maker
+from wm_rllib.settings.settings import check_value
+from wm_rllib.settings.table import BY_PATH, Setting
+from wm_rllib.settings.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
-    from wm_rllib.policy import WorldModelPolicy  # Ray: only once the arguments are known to be right
+    from wm_rllib.acting.policy import WorldModelPolicy  # Ray: only once the arguments are known to be right
 
 
 ATTEMPTS = 3
@@ -38,7 +38,7 @@ class Agent:
 
     @property
     def vector_env(self) -> Any:
-        """The environment as `wm_rllib.evaluation.evaluate_policy` takes it."""
+        """The environment as `wm_rllib.acting.evaluation.evaluate_policy` takes it."""
         return vector_maker(self.env_id, self.policy.pixels)
 
     def make_env(self) -> AnyEnv:
@@ -76,7 +76,7 @@ def load_agent(args: argparse.Namespace) -> Agent:
 
 def _load_whole(place: str | Path, checkpoint: Path) -> tuple[Path, CheckpointMeta | None, WorldModelPolicy]:
     """The policy of a checkpoint, none of it from the next one that a run which is going on puts in its place."""
-    from wm_rllib.policy import load_policy
+    from wm_rllib.acting.policy import load_policy
 
     for _ in range(ATTEMPTS):
         before = checkpoints.read_meta(checkpoint)

@@ -18,7 +18,7 @@ from typing import Any
 
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.signals import exit_code
-from wm_rllib.yaml_files import parse_yaml
+from wm_rllib.settings.yaml_files import parse_yaml
 
 _FLAGS = {
     "interval": "--interval",

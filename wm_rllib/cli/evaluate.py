@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if seed is None and search is not None:
         seed = random.randrange(2**31)  # drawn here, so that policy and planner start from the same states
 
-    from wm_rllib.evaluation import evaluate_policy
+    from wm_rllib.acting.evaluation import evaluate_policy
 
     result = evaluate_policy(agent.policy, agent.vector_env, episodes, seed, agent.env_config)
     figures = {"episode_return_mean": result.mean, "episode_return_std": result.std, "episodes": episodes}
@@ -42,16 +42,16 @@ def run(args: argparse.Namespace) -> int:
 def _search(planner: str | None) -> SearchConfig | None:
     if planner is None:
         return None
-    from wm_rllib.planner_settings import search_config
+    from wm_rllib.settings.planner import search_config
 
     return search_config({"planner": planner}, {"planner": "--planner"})
 
 
 def _with_planner(agent: Agent, search: SearchConfig, episodes: int, seed: int | None) -> dict[str, Any]:
     """Return the planner's return in as many episodes, and how long it and the policy take for a decision."""
-    from wm_rllib.evaluation import evaluate_policy
-    from wm_rllib.planning import PlanningPolicy
-    from wm_rllib.playing import time_decisions
+    from wm_rllib.acting.evaluation import evaluate_policy
+    from wm_rllib.acting.planning import PlanningPolicy
+    from wm_rllib.acting.playing import time_decisions
 
     def planner() -> PlanningPolicy:
         return PlanningPolicy(agent.policy, search, seed)

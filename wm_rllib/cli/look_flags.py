@@ -7,7 +7,7 @@ from typing import Any
 
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.output import LOG_LEVELS
-from wm_rllib.yaml_files import parse_yaml
+from wm_rllib.settings.yaml_files import parse_yaml
 
 
 def add_report(commands: argparse._SubParsersAction[Any]) -> None:

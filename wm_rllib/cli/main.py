@@ -16,8 +16,8 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import add_dream, add_report
 from wm_rllib.cli.output import LOG_LEVELS, configure_output
 from wm_rllib.cli.ray_session import cluster_address
-from wm_rllib.environment_errors import EnvironmentContractError
-from wm_rllib.settings import SettingError
+from wm_rllib.environments.errors import EnvironmentContractError
+from wm_rllib.settings.settings import SettingError
 
 MODULES = {"plan": "planner"}
 """Of commands, where it is not named as the command."""
@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line.
 
-    Values stay texts here, so that one table (`settings.py`) judges them wherever they come from.
+    Values stay texts here, so that one table (`settings/settings.py`) judges them wherever they come from.
     """
     script = Path(sys.argv[0]).name
     prog = script if script == SCRIPT else "python -m wm_rllib"

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.pixels import PATHS as PIXEL_PATHS
-from wm_rllib.settings import check_value, find_setting, parse_tree, to_tree
-from wm_rllib.settings_table import BY_PATH, SETTINGS
-from wm_rllib.yaml_files import parse_yaml, read_yaml
+from wm_rllib.environments.pixels import PATHS as PIXEL_PATHS
+from wm_rllib.settings.settings import check_value, find_setting, parse_tree, to_tree
+from wm_rllib.settings.table import BY_PATH, SETTINGS
+from wm_rllib.settings.yaml_files import parse_yaml, read_yaml
 
 # Flags that are short forms of settings, by the argument's name.
 FLAGS: dict[str, str] = {

@@ -20,8 +20,8 @@ from wm_rllib.cli.loop import StopRule
 from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
 from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
-from wm_rllib.environments import env_spaces, gymnasium_makes, make_env
-from wm_rllib.pixels import AS_IT_IS, PixelSettings
+from wm_rllib.environments.names import env_spaces, gymnasium_makes, make_env
+from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
 
 AUTO = "auto"
 ONLINE = "world_model.data_collection.online"
@@ -211,7 +211,7 @@ def find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:
     Raises:
         CommandError: If there is none, or it does not fit.
     """
-    from wm_rllib.transfer import CONTROLLER, transferred_policy, transferred_weights
+    from wm_rllib.learners.transfer import CONTROLLER, transferred_policy, transferred_weights
 
     found = resolve(config.transfer_from, (BEST, LAST))
     own = config.world_model_config(*spaces)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from wm_rllib.cli.agents import Agent, flag_value, load_agent
 
 if TYPE_CHECKING:
+    from wm_rllib.acting.playing import Episode
     from wm_rllib.models.search import SearchConfig
-    from wm_rllib.playing import Episode
 
 DEFAULT_EPISODES = 5
 FLAGS = {
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _search(args: argparse.Namespace) -> SearchConfig:
     """Return the settings of the search, checked before anything is loaded."""
-    from wm_rllib.planner_settings import PLANNER_SETTINGS, search_config
+    from wm_rllib.settings.planner import PLANNER_SETTINGS, search_config
 
     texts = {name: getattr(args, flag.removeprefix("--")) for name, flag in FLAGS.items()}
     values = {name: flag_value(text, PLANNER_SETTINGS[name], FLAGS[name]) for name, text in texts.items()}
@@ -53,8 +53,8 @@ def _play(
     agent: Agent, search: SearchConfig, num_episodes: int, seed: int | None, episodes: list[Episode], *, quiet: bool
 ) -> None:
     """Plays, adds each episode to the list, and says how it went unless `quiet`."""
-    from wm_rllib.planning import PlanningPolicy
-    from wm_rllib.playing import play_episode
+    from wm_rllib.acting.planning import PlanningPolicy
+    from wm_rllib.acting.playing import play_episode
 
     if not quiet:
         after = "then the critic's value" if search.critic else "and nothing after"
@@ -73,15 +73,15 @@ def _play(
 
 
 def _described(episode: Episode) -> str:
-    from wm_rllib.playing import DecisionTimes
+    from wm_rllib.acting.playing import DecisionTimes
 
     took, length = DecisionTimes.of([episode]).median_ms, len(episode.decision_seconds)
     return f"return {episode.total_reward:.2f} in {length} steps, {took:.1f} ms a decision"
 
 
 def _report(agent: Agent, search: SearchConfig, episodes: list[Episode], *, as_json: bool) -> None:
-    from wm_rllib.evaluation import EvaluationResult
-    from wm_rllib.playing import DecisionTimes
+    from wm_rllib.acting.evaluation import EvaluationResult
+    from wm_rllib.acting.playing import DecisionTimes
 
     result = EvaluationResult(
         [episode.total_reward for episode in episodes], [len(episode.decision_seconds) for episode in episodes]

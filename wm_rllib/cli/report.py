@@ -12,7 +12,7 @@ from wm_rllib.cli.checkpoints import find, name_of
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import whole_number
 from wm_rllib.cli.run_folder import BEST, LAST
-from wm_rllib.settings import SettingError
+from wm_rllib.settings.settings import SettingError
 
 if TYPE_CHECKING:
     from wm_rllib.look.dream_check import DreamCheck

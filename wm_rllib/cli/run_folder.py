@@ -14,7 +14,7 @@ from wm_rllib.cli import checkpoints
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import is_uri
 from wm_rllib.cli.remote_folder import RemoteFolder
-from wm_rllib.yaml_files import write_yaml
+from wm_rllib.settings.yaml_files import write_yaml
 
 LAST, BEST = "last", "best"
 TRIALS = "trials"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.setting_types import SCHEDULE_RULE, rule_of
-from wm_rllib.settings_table import SETTINGS, Setting
+from wm_rllib.settings.table import SETTINGS, Setting
+from wm_rllib.settings.types import SCHEDULE_RULE, rule_of
 
 METHODS = (
     *("environment", "env_runners", "world_model", "dreamers", "training", "learners", "evaluation"),

@@ -19,7 +19,7 @@ from wm_rllib.cli.run_folder import BEST, RunFolder
 from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.sweep_plan import SweepPlan, plan_sweep
 from wm_rllib.cli.train import open_folder
-from wm_rllib.settings_table import BY_PATH
+from wm_rllib.settings.table import BY_PATH
 from wm_rllib.sweep.search import TIME_ATTR
 from wm_rllib.sweep.spec import SweepSpec
 
@@ -70,8 +70,8 @@ def _interrupt_tune(signals: StopSignals) -> None:
 
 def _check_cluster(plan: SweepPlan, *, local: bool) -> None:
     """Raise if some trial could never start, after an autoscaler has been asked for what it lacks."""
-    from wm_rllib.placement import ClusterTooSmallError, await_bundles
     from wm_rllib.sweep.trial import SweepTrial
+    from wm_rllib.training.placement import ClusterTooSmallError, await_bundles
 
     for config in plan.configs:
         bundles = SweepTrial.default_resource_request(config).bundles

@@ -23,10 +23,10 @@ from wm_rllib.cli.plan import (
 )
 from wm_rllib.cli.resolving import resolve
 from wm_rllib.cli.run_folder import BEST, LAST, TRIALS, RunFolder
-from wm_rllib.settings import SettingError, find_setting, flat_tree
+from wm_rllib.settings.settings import SettingError, find_setting, flat_tree
+from wm_rllib.settings.yaml_files import read_yaml
 from wm_rllib.sweep.search import TABLE, flat_search, unknown_message
 from wm_rllib.sweep.spec import TOTAL, SweepSpec, parse_sweep
-from wm_rllib.yaml_files import read_yaml
 
 PREFIX = f"{SWEEP_SECTION}."
 TRANSFER = "world_model.transfer.from"

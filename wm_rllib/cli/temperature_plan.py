@@ -24,8 +24,8 @@ from wm_rllib.cli.plan import (
     valid_config,
 )
 from wm_rllib.cli.run_folder import LAST, RunFolder
-from wm_rllib.settings import parse_tree
-from wm_rllib.yaml_files import read_yaml, write_yaml
+from wm_rllib.settings.settings import parse_tree
+from wm_rllib.settings.yaml_files import read_yaml, write_yaml
 
 TEMPERATURE = "world_model.mdn_rnn.temperature"
 HARMLESS = frozenset(

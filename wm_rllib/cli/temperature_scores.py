@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wm_rllib.acting.baselines import STICKINESS, Baselines
+from wm_rllib.acting.evaluation import EvaluationResult
 from wm_rllib.atomic_files import write_atomically
-from wm_rllib.baselines import STICKINESS, Baselines
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.dream_evaluation import DreamScore
-from wm_rllib.evaluation import EvaluationResult
+from wm_rllib.dreamers.evaluation import DreamScore
 
 
 @dataclass(frozen=True)

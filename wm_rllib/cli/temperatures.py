@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wm_rllib.acting.evaluation import MAX_LANES, EvaluationResult, evaluate_policy
 from wm_rllib.cli import train
 from wm_rllib.cli.loop import End
 from wm_rllib.cli.plan import RunPlan
@@ -24,8 +25,7 @@ from wm_rllib.cli.temperature_scores import (
     to_json,
     write_json,
 )
-from wm_rllib.environments import make_env, vector_maker
-from wm_rllib.evaluation import MAX_LANES, EvaluationResult, evaluate_policy
+from wm_rllib.environments.names import make_env, vector_maker
 
 SCORE_FILE, FRESH_FILE, BASELINES_FILE = "score.json", "fresh.json", "baselines.json"
 TABLE_FILE, JSON_FILE = "temperatures.md", "temperatures.json"
@@ -103,9 +103,9 @@ def _train(run_plan: RunPlan, signals: StopSignals, *, local: bool, tensorboard:
 
 def _measure(plan: TemperaturePlan, temperature: float) -> TemperatureScore:
     """Scores a temperature's controller in the dream at that temperature, and in reality."""
-    from wm_rllib.dream_evaluation import evaluate_in_dream
-    from wm_rllib.dream_starts import read_replay
-    from wm_rllib.policy import load_policy
+    from wm_rllib.acting.policy import load_policy
+    from wm_rllib.dreamers.evaluation import evaluate_in_dream
+    from wm_rllib.dreamers.starts import read_replay
 
     started, checkpoint, seed = time.monotonic(), plan.checkpoint_of(temperature), plan.config.seed
     policy = load_policy(checkpoint)
@@ -130,7 +130,7 @@ def _measure(plan: TemperaturePlan, temperature: float) -> TemperatureScore:
 
 
 def _dream_limit(plan: TemperaturePlan) -> int:
-    from wm_rllib.dream_evaluation import dream_step_limit
+    from wm_rllib.dreamers.evaluation import dream_step_limit
 
     make = partial(make_env, plan.config.env, plan.config.env_config, plan.config.pixel_settings)
     return dream_step_limit(plan.config.evaluation_max_dream_steps, make)
@@ -138,7 +138,7 @@ def _dream_limit(plan: TemperaturePlan) -> int:
 
 def _play(plan: TemperaturePlan, checkpoint: Path, seed: int) -> EvaluationResult:
     """Greedy real episodes."""
-    from wm_rllib.policy import load_policy
+    from wm_rllib.acting.policy import load_policy
 
     return evaluate_policy(load_policy(checkpoint), _env(plan), plan.num_episodes, seed, plan.config.env_config)
 
@@ -194,7 +194,7 @@ def _fresh_score(plan: TemperaturePlan, temperature: float) -> EvaluationResult:
 
 
 def _baselines(plan: TemperaturePlan) -> Any:
-    from wm_rllib.baselines import measure_baselines
+    from wm_rllib.acting.baselines import measure_baselines
 
     path = plan.root / BASELINES_FILE
     found = read_result(path, baselines_from)

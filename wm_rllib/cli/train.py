@@ -97,7 +97,7 @@ def announce(plan: RunPlan, console: Console) -> None:
 def build_algorithm(plan: RunPlan, *, local: bool) -> TrainableAlgorithm:
     """Return the algorithm of a plan, with the checkpoint's state if there is one."""
     from wm_rllib.algorithm import WorldModelPPO
-    from wm_rllib.placement import ClusterTooSmallError, check_cluster, check_own_gpu
+    from wm_rllib.training.placement import ClusterTooSmallError, check_cluster, check_own_gpu
 
     request = WorldModelPPO.default_resource_request(plan.config)
     try:

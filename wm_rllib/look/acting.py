@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from wm_rllib.policy import WorldModelPolicy
+from wm_rllib.acting.policy import WorldModelPolicy
 
 
 @torch.no_grad()

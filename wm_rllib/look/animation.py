@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wm_rllib.cli.agents import Agent
-from wm_rllib.environments import AnyEnv
+from wm_rllib.environments.names import AnyEnv
 from wm_rllib.look.acting import greedy_actions
 from wm_rllib.look.frames import Painter, make_painter
 from wm_rllib.look.pictures import PANEL_WIDTH, cut_height, shrink, side_by_side

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from wm_rllib.acting.evaluation import VectorEnv, make_vector_env
 from wm_rllib.cli.agents import Agent
 from wm_rllib.cli.checkpoints import read_meta, read_settings
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.evaluation import VectorEnv, make_vector_env
 from wm_rllib.look.episodes import Episode, play, policy_actor, random_actor, step_limit
 from wm_rllib.look.frames import TracePainter, make_painter
 from wm_rllib.look.measuring import DreamSettings, Traces, TrustFigures, measure

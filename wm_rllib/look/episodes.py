@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wm_rllib.evaluation import VectorEnv
+from wm_rllib.acting.evaluation import VectorEnv
+from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.models.judging import Windows
-from wm_rllib.policy import WorldModelPolicy
 
 MAX_STEPS = 2000
 """Of an episode whose environment sets no limit: an agent may go on for ever."""

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from wm_rllib.environments import AnyEnv, make_env
+from wm_rllib.environments.names import AnyEnv, make_env
 from wm_rllib.look.drawing import draw_path
 from wm_rllib.look.setters import setter_for
-from wm_rllib.settings import SettingError
+from wm_rllib.settings.settings import SettingError
 
 logger = logging.getLogger(__name__)
 

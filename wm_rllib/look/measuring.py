@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.look.episodes import Episode, places_every, windows_at
 from wm_rllib.models.dreaming import dream
 from wm_rllib.models.judging import Windows, expected_path
@@ -24,8 +25,7 @@ from wm_rllib.models.trust import (
     traverse,
 )
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.policy import WorldModelPolicy
-from wm_rllib.policy_network import make_policy
+from wm_rllib.rl_modules.policy_network import make_policy
 
 DREAMS_PER_START = 8
 MAX_STARTS = 256

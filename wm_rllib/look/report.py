@@ -15,7 +15,7 @@ from wm_rllib.look.pictures import data_uri
 from wm_rllib.look.run import RunHistory, number
 from wm_rllib.look.verdict import Verdict
 from wm_rllib.models.trust import Calibration
-from wm_rllib.settings import to_tree
+from wm_rllib.settings.settings import to_tree
 
 
 def make_report(run: RunHistory, check: DreamCheck | None, verdict: Verdict, source: str) -> str:

@@ -12,8 +12,8 @@ from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.filesystems import is_uri
 from wm_rllib.cli.run_folder import BEST, LAST, TRIALS, RunFolder
 from wm_rllib.metrics import Row, Scalar
-from wm_rllib.settings import SettingError, parse_tree
-from wm_rllib.yaml_files import read_yaml
+from wm_rllib.settings.settings import SettingError, parse_tree
+from wm_rllib.settings.yaml_files import read_yaml
 
 STEPS, ITERATIONS = "num_env_steps_sampled_lifetime", "training_iteration"
 ONLINE = "world_model.data_collection.online"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.look.acting import Choice, choice_at
 from wm_rllib.look.frames import Painter, TracePainter
 from wm_rllib.look.keys import KeyMap
@@ -17,7 +18,6 @@ from wm_rllib.look.names import action_names, dimension_names
 from wm_rllib.look.pictures import data_uri
 from wm_rllib.look.starts import Starts
 from wm_rllib.models.stepping import Place, Stepper
-from wm_rllib.policy import WorldModelPolicy
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 3.0
 MAX_BRANCHES = 20

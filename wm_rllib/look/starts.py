@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from wm_rllib.cli.errors import CommandError
-from wm_rllib.dream_starts import read_replay
+from wm_rllib.dreamers.starts import read_replay
 from wm_rllib.look.episodes import Episode, windows_at
 from wm_rllib.models.stepping import Place
 from wm_rllib.models.world_model import WorldModel

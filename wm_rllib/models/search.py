@@ -26,7 +26,7 @@ PlannerName = Literal["random", "cem", "mppi"]
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How to search, the same for every environment. Ranges are checked in `wm_rllib.planner_settings`.
+    """How to search, the same for every environment. Ranges are checked in `wm_rllib.settings.planner`.
 
     Attributes:
         planner: random, cem or mppi.

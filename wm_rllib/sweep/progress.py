@@ -8,7 +8,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.utils.util import flatten_dict
 
-from wm_rllib.learning_rates import LEARNING_RATES
+from wm_rllib.learners.learning_rates import LEARNING_RATES
 from wm_rllib.sweep.search import TIME_ATTR
 
 

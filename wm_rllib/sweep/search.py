@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wm_rllib.setting_types import number, one_of, text, whole
-from wm_rllib.settings import SettingError, check_value, to_nested
-from wm_rllib.settings_table import Setting
+from wm_rllib.settings.settings import SettingError, check_value, to_nested
+from wm_rllib.settings.table import Setting
+from wm_rllib.settings.types import number, one_of, text, whole
 
 SECTION = "search"
 TIME_ATTR = "num_env_steps_sampled_lifetime"

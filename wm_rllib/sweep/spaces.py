@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wm_rllib.settings import SettingError, accepts, check_value
-from wm_rllib.settings_table import Setting
+from wm_rllib.settings.settings import SettingError, accepts, check_value
+from wm_rllib.settings.table import Setting
 
 UNIFORM, LOGUNIFORM, INTEGER, CHOICE, GRID = "uniform", "loguniform", "integer", "choice", "grid"
 INTERVALS = (UNIFORM, LOGUNIFORM, INTEGER)

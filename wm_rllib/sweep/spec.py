@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wm_rllib.settings import SettingError, accepts, check_value, to_nested
-from wm_rllib.settings_table import BY_PATH, SETTINGS
+from wm_rllib.settings.settings import SettingError, accepts, check_value, to_nested
+from wm_rllib.settings.table import BY_PATH, SETTINGS
 from wm_rllib.sweep.search import ASHA, OPTUNA, PBT, RANDOM, SECTION, parse_search, search_tree
 from wm_rllib.sweep.spaces import GRID, Space, parse_space
 

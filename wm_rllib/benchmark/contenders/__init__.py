@@ -14,8 +14,8 @@ from wm_rllib.benchmark.contenders.rllib_ppo import RLLIB_PPO
 from wm_rllib.benchmark.contenders.sb3_ppo import SB3_PPO
 from wm_rllib.benchmark.contenders.world_model import WORLD_MODEL_CONTENDERS
 from wm_rllib.benchmark.trainer import Contender
-from wm_rllib.settings import SettingError, check_value, find_setting
-from wm_rllib.yaml_files import parse_yaml
+from wm_rllib.settings.settings import SettingError, check_value, find_setting
+from wm_rllib.settings.yaml_files import parse_yaml
 
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender for contender in (*WORLD_MODEL_CONTENDERS, RLLIB_PPO, DREAMERV3, SB3_PPO, RANDOM)

@@ -11,11 +11,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from wm_rllib.acting.evaluation import GreedyPolicy
 from wm_rllib.benchmark.contenders.rllib_ppo import to_env
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.trainer import Contender
-from wm_rllib.environments import env_spaces
-from wm_rllib.evaluation import GreedyPolicy
+from wm_rllib.environments.names import env_spaces
 
 MODEL_SIZE, TRAINING_RATIO = "XS", 1024
 

@@ -8,10 +8,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wm_rllib.acting.evaluation import GreedyPolicy
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.trainer import Contender
-from wm_rllib.environments import env_spaces
-from wm_rllib.evaluation import GreedyPolicy
+from wm_rllib.environments.names import env_spaces
 
 
 class RandomPolicy:

@@ -12,11 +12,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from wm_rllib.acting.evaluation import GreedyPolicy
 from wm_rllib.benchmark.contenders.zoo import MAX_GRAD_NORM, VF_COEF, ZooSettings, zoo_settings
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.trainer import Contender
-from wm_rllib.environments import env_spaces
-from wm_rllib.evaluation import GreedyPolicy
+from wm_rllib.environments.names import env_spaces
 
 NO_COUNTERPART = (
     "clip range stays constant (RLlib has no schedule for it)",

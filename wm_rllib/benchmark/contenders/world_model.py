@@ -7,15 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from wm_rllib.acting.evaluation import GreedyPolicy
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.trainer import Contender
 from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.options import apply_to_config, resolved_tree
-from wm_rllib.environments import env_spaces
-from wm_rllib.evaluation import GreedyPolicy
-from wm_rllib.settings import SettingError, parse_tree
+from wm_rllib.environments.names import env_spaces
+from wm_rllib.settings.settings import SettingError, parse_tree
+from wm_rllib.settings.yaml_files import read_yaml
 from wm_rllib.spaces import check_spaces
-from wm_rllib.yaml_files import read_yaml
 
 TUNE_CONFIGS = Path("tune_configs")
 

@@ -1,0 +1,1 @@
+"""Real experience: RLlib's env runners, acting on [z, h], and what the driver asks of them."""

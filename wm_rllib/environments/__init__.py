@@ -1,0 +1,1 @@
+"""Environments: by name, made ready for V, and checked before anything starts."""
