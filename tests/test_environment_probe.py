@@ -210,6 +210,9 @@ def test_a_vector_that_v_has_to_squeeze_is_told(caplog: pytest.LogCaptureFixture
         check_environment(tiny_config(Sound, latent_dim=latent_dim), Sound)
         squeezed = "observations have 3 numbers, which V squeezes into latent_dim = 2" in caplog.text
         assert squeezed == (latent_dim == 2)
+    caplog.clear()
+    check_environment(tiny_config(Sound, latent_dim="auto"), Sound)
+    assert "squeezes" not in caplog.text
 
 
 @pytest.mark.integration

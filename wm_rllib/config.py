@@ -29,11 +29,11 @@ from wm_rllib.learners.learner import WorldModelPPOLearner
 from wm_rllib.learners.transfer import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.logs import QUIET, current_log_level
 from wm_rllib.mixing import may_dream
-from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class
+from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class, num_latents
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.vae import VariationalAutoencoder
 from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
-from wm_rllib.rl_modules.policy_module import NORMALIZE_ACTIONS, WorldModelPPOModule
+from wm_rllib.rl_modules.policy_module import MEMORY_INPUTS, NORMALIZE_ACTIONS, WorldModelPPOModule
 from wm_rllib.rl_modules.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
 from wm_rllib.settings.settings import check_attrs, check_names
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
@@ -338,9 +338,11 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
     def world_model_config(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> WorldModelConfig:
         """The models' own settings, for these spaces (in env space)."""
         check_action_space(action_space)
+        shape = tuple(observation_space.shape or ())
+        latent_dim = num_latents(shape) if self.latent_dim == "auto" else int(self.latent_dim)
         vae = VAEConfig(
-            tuple(observation_space.shape or ()),
-            self.latent_dim,
+            shape,
+            latent_dim,
             tuple(self.vae_hidden_dims),
             float(self.beta),
             tuple(self.vae_channels),
@@ -348,7 +350,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
             self.vae_compile,
         )
         mdn_rnn = MDNRNNConfig(
-            latent_dim=self.latent_dim,
+            latent_dim=latent_dim,
             action_dim=ActionCodec(action_space, normalized=self.normalize_actions).dim,
             hidden_dim=self.mdn_hidden_dim,
             head_hidden_dims=tuple(self.mdn_head_hidden_dims),
@@ -422,6 +424,7 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         return super()._model_config_auto_includes | {
             "fcnet_hiddens": list(self.policy_hidden_dims),
             "latent_dim": self.latent_dim,
+            MEMORY_INPUTS: self.mdn_hidden_dim if self.controller_inputs == "zh" else 0,
             NORMALIZE_ACTIONS: self.normalize_actions,
             "gamma": self.gamma,  # no layer needs it, but who reads the critic's values does
         }

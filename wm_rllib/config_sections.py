@@ -19,7 +19,7 @@ class WorldModelSections:
     def _set_world_model_defaults(self) -> None:
         self.controller_inputs = "zh"
         self.vae_class: str | type | None = None
-        self.latent_dim = 8
+        self.latent_dim: int | str = "auto"
         self.vae_hidden_dims = [64, 64]
         self.beta = 1e-4
         self.vae_lr = 1e-3
@@ -94,7 +94,7 @@ class WorldModelSections:
         *,
         controller_inputs: str = NotProvided,
         vae_class: str | type | None = NotProvided,
-        latent_dim: int = NotProvided,
+        latent_dim: int | str = NotProvided,
         vae_hidden_dims: list[int] = NotProvided,
         beta: float = NotProvided,
         vae_lr: float = NotProvided,
@@ -145,7 +145,7 @@ class WorldModelSections:
         Args:
             controller_inputs: "zh": C sees [z, h]; "z": the paper's ablation.
             vae_class: A subclass of `VariationalAutoencoder`, or its import path, in place of the default V.
-            latent_dim: Z.
+            latent_dim: Z; "auto": as many as a vector has numbers, but 8 to 64, and 32 for images.
             vae_hidden_dims: Hidden sizes of V's encoder; the decoder mirrors them.
             beta: Weight of V's KL term.
             vae_lr: Learning rate of V.

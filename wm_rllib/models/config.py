@@ -8,6 +8,19 @@ from typing import Any, Literal
 
 import gymnasium as gym
 
+IMAGE_LATENTS = 32
+"""The paper's, for 64 x 64 x 3."""
+VECTOR_LATENTS = (8, 64)
+"""Least and most for vectors. More latents than numbers do no harm: those that V does not need stay at their prior."""
+
+
+def num_latents(observation_shape: tuple[int, ...]) -> int:
+    """Z where nothing else is said: as many as a vector has numbers, within `VECTOR_LATENTS`; 32 for images."""
+    if len(observation_shape) > 1:
+        return IMAGE_LATENTS
+    least, most = VECTOR_LATENTS
+    return min(max(sum(observation_shape), least), most)
+
 
 @dataclass(frozen=True)
 class VAEConfig:

@@ -111,7 +111,12 @@ SETTINGS: tuple[Setting, ...] = (
     *_section(
         "world_model.vae.",
         ("class", "vae_class", class_path(), "Import path of your own V."),
-        ("latent_dim", "latent_dim", whole(1), "Size of the latent z."),
+        (
+            "latent_dim",
+            "latent_dim",
+            or_word(whole(1), "auto"),
+            "Size of the latent z; auto: as many as a vector has numbers, but 8 to 64, and 32 for images.",
+        ),
         ("hidden_dims", "vae_hidden_dims", layer_sizes(), "Hidden layers of the encoder; the decoder mirrors them."),
         ("beta", "beta", number(0), "Weight of the KL term."),
         ("learning_rate", "vae_lr", number_or_schedule(above=0), "Learning rate of V."),
