@@ -4,6 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from image_env import DotEnv
+from ray.tune.registry import register_env
 from tiny import tiny_config
 
 from wm_rllib.models.config import num_latents
@@ -42,9 +44,18 @@ def test_all_parts_agree_on_them_and_a_number_counts_as_given(inputs: str):
         assert algo.env_runner.world_model.config.vae.latent_dim == 11
         assert controller._num_latents == 11
         assert controller.observation_space.shape == (11 + (8 if inputs == "zh" else 0),)
-        for _ in range(3):
-            algo.train()
+        phases = [algo.train()["phase"] for _ in range(3)]
+        assert phases == ["random", "pretrain", "mixed"]
     states = [algo.get_module().state_dict() for algo in algos.values()]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     for algo in algos.values():
         algo.stop()
+
+
+def test_images_have_those_of_the_paper():
+    register_env("dot of auto", lambda _: DotEnv())
+    algo = tiny_config("dot of auto", latent_dim="auto", vae_channels=[8, 16], vae_pretrain_epochs=1).build_algo()
+    phases = [algo.train()["phase"] for _ in range(3)]
+    assert phases == ["random", "pretrain", "mixed"]
+    assert algo.env_runner.world_model.config.vae.latent_dim == 32
+    algo.stop()

@@ -335,13 +335,18 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         """RLlib's hook."""
         return WorldModelPPOLearner
 
+    def latent_dim_for(self, observation_space: gym.Space[Any]) -> int:
+        """Z for this space, as configured or, with "auto", as `num_latents` has it."""
+        if self.latent_dim == "auto":
+            return num_latents(tuple(observation_space.shape or ()))
+        return int(self.latent_dim)
+
     def world_model_config(self, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> WorldModelConfig:
         """The models' own settings, for these spaces (in env space)."""
         check_action_space(action_space)
-        shape = tuple(observation_space.shape or ())
-        latent_dim = num_latents(shape) if self.latent_dim == "auto" else int(self.latent_dim)
+        latent_dim = self.latent_dim_for(observation_space)
         vae = VAEConfig(
-            shape,
+            tuple(observation_space.shape or ()),
             latent_dim,
             tuple(self.vae_hidden_dims),
             float(self.beta),

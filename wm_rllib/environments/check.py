@@ -14,7 +14,6 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from wm_rllib.environments.errors import EnvironmentContractError
 from wm_rllib.environments.pixels import PixelError
 from wm_rllib.environments.probe import probe
-from wm_rllib.models.config import num_latents
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.replay.room import warn_of_little_room
 from wm_rllib.spaces import is_half_bounded
@@ -72,7 +71,7 @@ def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Exc
 def _warn_of_few_latents(config: Any, observation_space: gym.Space[Any]) -> None:
     """Where the default V has to squeeze a vector: what C does not see in z it cannot act on."""
     shape = observation_space.shape or ()
-    latent_dim = num_latents(shape) if config.latent_dim == "auto" else config.latent_dim
+    latent_dim = config.latent_dim_for(observation_space)
     if len(shape) == 1 and config.vae_class is None and latent_dim < shape[0]:
         logger.warning(
             "observations have %d numbers, which V squeezes into latent_dim = %d. Fix, unless much of them is "

@@ -53,7 +53,7 @@ def fit_on_frames(
         def latents(count: int) -> Any:
             return call(service, "latent_batches", count, size, length, stages.num_shards)
 
-        update_bytes = 4 * size * (length + 1) * (config.latent_dim + 4)
+        update_bytes = 4 * size * (length + 1) * (config.latent_dim_for(stages.observation_space) + 4)
         return fit_in_calls(stages, MDN_RNN_FIT, mdn_updates, size, update_bytes, latents, 1.0, instalment)
     return True
 
