@@ -39,7 +39,7 @@ class Setting:
     Attributes:
         path: Dotted path in YAML, e.g. `world_model.vae.latent_dim`.
         attr: Attribute of `WorldModelPPOConfig`; None for a setting of the run alone (when to stop).
-        type: `Annotated` pydantic type from `setting_types`.
+        type: `Annotated` pydantic type from `wm_rllib.settings.types`.
         doc: One line for the user.
     """
 
