@@ -10,13 +10,13 @@ import pyarrow.fs
 import torch
 from tiny import tiny_config
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.options import resolved_tree
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.metrics import ALWAYS
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.replay.service import ReplayService
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.options import resolved_tree
 from wm_rllib.settings.yaml_files import write_yaml
 
 

@@ -7,7 +7,7 @@ import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 
 ONLY_GROW = ("sequence", "published_at", "resumes")
 """What an in-place restore does not take back (contract 5), or counts."""

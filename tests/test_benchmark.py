@@ -30,9 +30,9 @@ from wm_rllib.benchmark.plot import common_grid
 from wm_rllib.benchmark.running import pending_jobs, run_jobs
 from wm_rllib.benchmark.store import Result, Store, plain, slug
 from wm_rllib.benchmark.suite import Wishes, make_jobs
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
 from wm_rllib.environments.pixels import PixelSettings
+from wm_rllib.runs.errors import CommandError
 from wm_rllib.settings.settings import SettingError
 
 RULE = Measure(interval=100, episodes=3, confirm_episodes=7, threshold=25.0, max_steps=500, budgets=(200, 400))

@@ -17,7 +17,7 @@ from wm_rllib.benchmark.job import Job, Measure
 from wm_rllib.benchmark.measuring import SOLVED, STEP_LIMIT, measure
 from wm_rllib.benchmark.store import Store, plain
 from wm_rllib.benchmark.worker import run_job
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

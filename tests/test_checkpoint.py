@@ -24,9 +24,9 @@ from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO, load_policy
 from wm_rllib.acting.policy import WorldModelPolicy
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.agents import load_agent
 from wm_rllib.metrics import progress_row
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.agents import load_agent
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

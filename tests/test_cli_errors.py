@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from wm_rllib import WorldModelPPOConfig
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import build_parser, main
-from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values
-from wm_rllib.cli.plan import plan_run
 from wm_rllib.cli.train import announce, build_algorithm, open_console
 from wm_rllib.environments.names import env_spaces, make_env
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.options import apply_to_config, changed_on_resume, requested_values
+from wm_rllib.runs.plan import plan_run
 from wm_rllib.settings.settings import SettingError, parse_tree
 
 

@@ -11,11 +11,11 @@ from snapshots import assert_equal, snapshot
 from tiny import HORIZON, RANDOM_STEPS, ROUNDS, tiny_config
 
 from wm_rllib import WorldModelPPO, WorldModelPPOConfig
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.plan import _check_end
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.dreamers.evaluation import DEFAULT_MAX_STEPS, dream_step_limit
 from wm_rllib.metrics import progress_row
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.plan import _check_end
 from wm_rllib.training.state import Phase, TrainingState
 
 ROWS = 83

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 from look_parts import world
 
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.look.server import bind, make_app
+from wm_rllib.runs.errors import CommandError
 
 Visit = Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
 

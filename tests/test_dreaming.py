@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from wm_rllib.actors.parameter_server import ParameterServer, make_record
+from wm_rllib.columns import MASK
 from wm_rllib.dreamers.dreamer import (
     Dreamer,
     DreamerSpec,
@@ -33,7 +34,6 @@ from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.outcome import Outcome
-from wm_rllib.replay.replay import MASK
 from wm_rllib.rl_modules.policy_network import make_policy
 
 FIRST_BIRTH = 1000.0

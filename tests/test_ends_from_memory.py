@@ -11,6 +11,7 @@ from tiny_models import HIDDEN_DIM, LATENT_DIM, mdn_config, sequences, world_mod
 from torch import Tensor
 from torch.nn import functional
 
+from wm_rllib.columns import MASK, STEPS_LEFT, TERMINATES
 from wm_rllib.models import MDNRNN
 from wm_rllib.models.imagining import draw_step_noise, imagined_step
 from wm_rllib.models.judging import Windows
@@ -18,7 +19,7 @@ from wm_rllib.models.lookahead import Lookahead, PlainSimulation
 from wm_rllib.models.mdn_rnn import ENDS_WITHIN, Ahead, _later_ends_loss
 from wm_rllib.models.mixture import mixture_nll
 from wm_rllib.models.trust import end_probabilities
-from wm_rllib.replay.replay import MASK, STEPS_LEFT, TERMINATES, SequenceReplay, _ahead
+from wm_rllib.replay.replay import SequenceReplay, _ahead
 
 ROWS, TIME = 5, 4
 

@@ -15,9 +15,9 @@ import pytest
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPOConfig
-from wm_rllib.environments.check import check_environment
 from wm_rllib.environments.errors import EnvironmentContractError
 from wm_rllib.environments.probe import probe
+from wm_rllib.training.environment_check import check_environment
 
 
 class Sound(gym.Env[Any, Any]):
@@ -205,7 +205,7 @@ def test_bounds_that_rllib_would_not_keep_are_refused(monkeypatch: pytest.Monkey
 
 
 def test_a_vector_that_v_has_to_squeeze_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("wm_rllib.environments.check.probe", lambda *_: None)
+    monkeypatch.setattr("wm_rllib.training.environment_check.probe", lambda *_: None)
     for latent_dim in (3, 2):
         check_environment(tiny_config(Sound, latent_dim=latent_dim), Sound)
         squeezed = "observations have 3 numbers, which V squeezes into latent_dim = 2" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from test_host_reads import fit_m, fit_v, image_config
 from test_merge import make_learner
 
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.training import fit_calls
 from wm_rllib.training.fit_calls import CALL_BYTES, Instalment, fit_in_calls
 

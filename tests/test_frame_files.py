@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.fs
 import pytest
 
-from wm_rllib.cli import checkpoints
 from wm_rllib.replay import frame_files, frame_store
 from wm_rllib.replay.frame_store import FrameStore
+from wm_rllib.runs import checkpoints
 
 SHAPE = (4, 5, 3)
 SLAB = 7

@@ -21,8 +21,8 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from test_merge import SPACES, config_of, imagined_block, make_learner, real_episodes
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wm_rllib.columns import LATENTS, MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.learners.learner import WorldModelPPOLearner
-from wm_rllib.replay.replay import LATENTS, MASK, WORLD_MODEL_MODULE_ID
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -16,9 +16,10 @@ from snapshots import assert_equal
 
 from wm_rllib import WorldModelPPOConfig
 from wm_rllib.acting.policy import load_policy
+from wm_rllib.columns import LATENTS, MASK
 from wm_rllib.dreamers.dream_env import DreamEnv
 from wm_rllib.replay.frame_store import SLAB_BYTES, FrameStore
-from wm_rllib.replay.replay import LATENTS, MASK, SequenceReplay, with_observations
+from wm_rllib.replay.replay import SequenceReplay, with_observations
 
 pytestmark = pytest.mark.integration
 RANDOM_STEPS = 600

@@ -15,7 +15,7 @@ import pytest
 from ray_head import ROOT, RayHead
 from test_cli import SETTINGS
 
-from wm_rllib.cli.checkpoints import read_meta
+from wm_rllib.runs.checkpoints import read_meta
 from wm_rllib.settings.settings import parse_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

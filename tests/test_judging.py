@@ -19,6 +19,7 @@ from test_dreaming import clockwork_dream
 from tiny_models import HIDDEN_DIM, LATENT_DIM, OBSERVATION_DIM, vae_config, world_model
 from torch import Tensor, nn
 
+from wm_rllib.columns import GREEDY, MASK, REACH
 from wm_rllib.learners.judge import judge_world_model
 from wm_rllib.models import VariationalAutoencoder
 from wm_rllib.models.judging import Windows, discounted, dreamed_returns, open_loop_skill, real_returns
@@ -26,7 +27,6 @@ from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.outcome import Outcome
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay.replay import GREEDY, MASK, REACH
 from wm_rllib.rl_modules.policy_module import WorldModelPPOModule
 
 BOX = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)

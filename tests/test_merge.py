@@ -22,10 +22,10 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from tiny import tiny_config
 
 from wm_rllib import WorldModelPPOConfig
+from wm_rllib.columns import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.learners.dreamed_rows import COLUMNS
 from wm_rllib.learners.learner import WorldModelPPOLearner
 from wm_rllib.replay.fresh import Fresh
-from wm_rllib.replay.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.replay.service import as_fit_batch
 from wm_rllib.seeding import seed_process
 

@@ -10,8 +10,9 @@ import ray
 from ray.rllib.core.columns import Columns
 from test_replay import chunk, same
 
+from wm_rllib.columns import GREEDY, MASK, REACH
 from wm_rllib.replay.fresh import Fresh
-from wm_rllib.replay.replay import GREEDY, MASK, REACH, SequenceReplay
+from wm_rllib.replay.replay import SequenceReplay
 from wm_rllib.replay.service import ReplayService
 
 BURN_IN, HORIZON = 3, 4

@@ -19,12 +19,12 @@ from wm_rllib.benchmark.open_loop import (
     squared_errors,
     untrained,
 )
-from wm_rllib.cli.agents import Agent
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig
 from wm_rllib.models.judging import Windows
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.runs.agents import Agent
 
 HORIZON, BURN_IN = 6, 2
 

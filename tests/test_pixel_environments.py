@@ -15,16 +15,16 @@ from tiny import tiny_config
 
 from wm_rllib import WorldModelPPO, load_policy
 from wm_rllib.acting.evaluation import evaluate_policy, make_vector_env
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
-from wm_rllib.cli.options import changed_on_resume, resolved_tree
-from wm_rllib.cli.plan import check_env
 from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.environments.names import make_env, vector_maker
 from wm_rllib.environments.pixels import FrameSkip, ImageObservation, PixelError, PixelSettings, preprocess
 from wm_rllib.look.episodes import step_limit
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.options import changed_on_resume, resolved_tree
+from wm_rllib.runs.plan import check_env
 from wm_rllib.settings.settings import SettingError
 
 PIXELS = PixelSettings(key="screen", crop=(0, 0, 0, 2), grayscale=True, size=(4, 3), frame_skip=5)

@@ -18,11 +18,12 @@ from wm_rllib.acting.evaluation import MAX_EPISODE_STEPS, evaluate_policy
 from wm_rllib.acting.planning import Plan, PlanningPolicy
 from wm_rllib.acting.playing import DecisionTimes, Episode, one_thread, play_episode, time_decisions
 from wm_rllib.acting.policy import WorldModelPolicy, load_policy
-from wm_rllib.cli import checkpoints, evaluate
-from wm_rllib.cli.checkpoints import CheckpointMeta
+from wm_rllib.cli import evaluate
 from wm_rllib.cli.main import main
 from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
 from wm_rllib.models.search import SearchConfig
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
 from wm_rllib.settings.planner import PLANNER_SETTINGS, search_config
 
 GAMMA = 0.9

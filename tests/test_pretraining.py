@@ -11,8 +11,8 @@ from snapshots import assert_equal
 from test_images import RANDOM_STEPS, config_of
 
 from wm_rllib import WorldModelPPO
-from wm_rllib.cli.console import Console
 from wm_rllib.metrics import progress_row
+from wm_rllib.runs.console import Console
 from wm_rllib.training import fit_calls
 
 BATCH_BYTES = 2 * 32 * 16 * 16 * 3

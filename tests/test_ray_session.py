@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import ray
 
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.ray_session import ray_session
+from wm_rllib.runs.errors import CommandError
 
 TOO_SLOW = Exception("The current node timed out during startup. This could happen because ...")
 

@@ -18,9 +18,9 @@ from snapshots import assert_equal, learner_weights, snapshot
 from tiny import RANDOM_STEPS, ROUNDS, tiny_config
 
 from wm_rllib.actors.parameter_server import POLICY_VERSION, WORLD_MODEL_VERSION
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.dreamers.pool import DreamerError
 from wm_rllib.learners.calls import LearnerError
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

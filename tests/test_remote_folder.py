@@ -10,17 +10,17 @@ import pyarrow.fs
 import pytest
 from fake_algorithm import FakeAlgorithm
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta, read_meta
-from wm_rllib.cli.console import Console
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.loop import End
-from wm_rllib.cli.plan import RunPlan
-from wm_rllib.cli.remote_folder import RemoteFolder
-from wm_rllib.cli.resolving import resolve
-from wm_rllib.cli.run_folder import RunFolder
-from wm_rllib.cli.signals import StopSignals
 from wm_rllib.cli.train import train
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta, read_meta
+from wm_rllib.runs.console import Console
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.loop import End
+from wm_rllib.runs.plan import RunPlan
+from wm_rllib.runs.remote_folder import RemoteFolder
+from wm_rllib.runs.resolving import resolve
+from wm_rllib.runs.run_folder import RunFolder
+from wm_rllib.runs.signals import StopSignals
 
 S3 = os.environ.get("WM_RLLIB_TEST_S3_URI")
 """Like s3://bucket/prefix?endpoint_override=127.0.0.1:5555&scheme=http: an S3 server to test with, if there is one."""

@@ -13,15 +13,9 @@ import ray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from wm_rllib.columns import MASK, STEPS_LEFT, TERMINATES, WORLD_MODEL_MODULE_ID
 from wm_rllib.replay.frame_store import LEAST_SLABS, FrameStore, Storage
-from wm_rllib.replay.replay import (
-    MASK,
-    STEPS_LEFT,
-    TERMINATES,
-    WORLD_MODEL_MODULE_ID,
-    SequenceReplay,
-    with_observations,
-)
+from wm_rllib.replay.replay import SequenceReplay, with_observations
 from wm_rllib.replay.service import ReplayService, as_fit_batch
 
 LENGTH = 6

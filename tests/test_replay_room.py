@@ -11,8 +11,8 @@ import pytest
 
 from wm_rllib import WorldModelPPO
 from wm_rllib.config import WorldModelPPOConfig
-from wm_rllib.replay import room as replay_room
-from wm_rllib.replay.room import memory_limit, warn_of_little_room
+from wm_rllib.training import replay_room
+from wm_rllib.training.replay_room import memory_limit, warn_of_little_room
 
 FRAMES = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 FITTING = 1_000_000_000 // (64 * 64 * 3)

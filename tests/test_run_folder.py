@@ -15,18 +15,18 @@ from types import SimpleNamespace
 import pytest
 from fake_algorithm import FakeAlgorithm
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta, read_meta
-from wm_rllib.cli.console import Console, format_duration
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.loop import End
-from wm_rllib.cli.memory import MemoryMonitor
-from wm_rllib.cli.plan import RunPlan
-from wm_rllib.cli.resolving import resolve
-from wm_rllib.cli.run_folder import RunFolder
-from wm_rllib.cli.signals import StopSignals
 from wm_rllib.cli.train import train
 from wm_rllib.metrics import progress_row
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta, read_meta
+from wm_rllib.runs.console import Console, format_duration
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.loop import End
+from wm_rllib.runs.memory import MemoryMonitor
+from wm_rllib.runs.plan import RunPlan
+from wm_rllib.runs.resolving import resolve
+from wm_rllib.runs.run_folder import RunFolder
+from wm_rllib.runs.signals import StopSignals
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ def test_used_folder_is_refused_and_an_empty_one_is_not(folder):
 
 def test_second_process_is_refused_until_the_first_has_ended(folder, processes_without_ray):
     code = (
-        "import sys; from wm_rllib.cli.run_folder import RunFolder\n"
-        "from wm_rllib.cli.errors import CommandError\n"
+        "import sys; from wm_rllib.runs.run_folder import RunFolder\n"
+        "from wm_rllib.runs.errors import CommandError\n"
         f"try: RunFolder({str(folder.path)!r}).open()\n"
         "except CommandError as error: print(error); sys.exit(2)"
     )

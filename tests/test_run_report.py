@@ -16,9 +16,9 @@ from look_run import row, write_checkpoint, write_run
 from tensorboardX.proto.event_pb2 import Event
 
 from wm_rllib.acting.policy import load_policy
-from wm_rllib.cli.agents import load_agent
 from wm_rllib.cli.main import main
 from wm_rllib.look.run import read_run
+from wm_rllib.runs.agents import load_agent
 
 EVALUATED = {"evaluation/episode_return_mean": 120.5, "evaluation/episode_return_std": 3.0}
 ROWS = [row(1), row(2), row(3, **{"imagination/ratio": 0.9, "mdn/nll": -3.0}), row(4, **EVALUATED), row(5)]

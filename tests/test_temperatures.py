@@ -182,7 +182,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"temperature": 1}'])
 def test_a_broken_result_is_one_clear_error(tmp_path, content):
-    from wm_rllib.cli.errors import CommandError
+    from wm_rllib.runs.errors import CommandError
 
     (tmp_path / "score.json").write_text(content)
     with pytest.raises(CommandError, match=r"score\.json cannot be read\. Fix: "):

@@ -24,10 +24,10 @@ from tiny import tiny_config
 from torch import Tensor
 
 from wm_rllib.actors.parameter_server import ParameterServer, make_record
+from wm_rllib.columns import MASK
 from wm_rllib.env_runners.env_runner import Collected, CollectRequest, WorldModelEnvRunner
 from wm_rllib.models import WorldModel
 from wm_rllib.replay.fresh import Fresh
-from wm_rllib.replay.replay import MASK
 from wm_rllib.replay.service import ReplayService
 
 pytestmark = pytest.mark.usefixtures("no_ray")

@@ -20,16 +20,11 @@ from wm_rllib.acting.policy import load_module, load_policy
 from wm_rllib.cli.main import main
 from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.learners.learner import WorldModelPPOLearner
-from wm_rllib.learners.transfer import (
-    CONTROLLER,
-    WHOLE,
-    transferred_policy,
-    transferred_weights,
-    warn_of_other_pictures,
-)
+from wm_rllib.models.parts import CONTROLLER, WHOLE
 from wm_rllib.training.iteration import IterationReport
 from wm_rllib.training.phases import pretrain
 from wm_rllib.training.state import TrainingState
+from wm_rllib.training.transfer import transferred_policy, transferred_weights, warn_of_other_pictures
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -15,9 +15,9 @@ from tiny import tiny_config
 import wm_rllib
 from wm_rllib import WorldModelPPO
 from wm_rllib.cli import sweep
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.main import main
 from wm_rllib.metrics import progress_row
+from wm_rllib.runs.errors import CommandError
 from wm_rllib.sweep.trial import SweepTrial
 from wm_rllib.training import placement
 from wm_rllib.training.placement import ClusterTooSmallError, check_cluster

@@ -21,12 +21,12 @@ from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.dreamers.dreamer import Dreamer, DreamerSpec
 from wm_rllib.dreamers.pool import DreamerPool
 from wm_rllib.env_runners.collection import EnvRunnerError, end_env_runners
-from wm_rllib.environments.check import check_environment
 from wm_rllib.environments.creation import EnvCreator, env_creator
 from wm_rllib.logs import set_log_level
 from wm_rllib.mixing import may_dream
 from wm_rllib.replay.client import ReplayClient, holds_replay
 from wm_rllib.training import placement
+from wm_rllib.training.environment_check import check_environment
 from wm_rllib.training.evaluated_ppo import EvaluatedPPO
 from wm_rllib.training.gauges import Gauges
 from wm_rllib.training.iteration import IterationReport

@@ -19,6 +19,7 @@ from ray.util import log_once
 
 from wm_rllib.acting.connectors import FeatureConnector
 from wm_rllib.acting.evaluation import MAX_LANES
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.config_rules import broken_rule
 from wm_rllib.config_sections import WorldModelSections
 from wm_rllib.env_runners.env_runner import WorldModelEnvRunner
@@ -26,13 +27,12 @@ from wm_rllib.env_runners.evaluation_runners import evaluate_greedily
 from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.learners.gate import Bounds
 from wm_rllib.learners.learner import WorldModelPPOLearner
-from wm_rllib.learners.transfer import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.logs import QUIET, current_log_level
 from wm_rllib.mixing import may_dream
 from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, load_class, num_latents
 from wm_rllib.models.mdn_rnn import MDNRNN
+from wm_rllib.models.parts import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.models.vae import VariationalAutoencoder
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.rl_modules.policy_module import MEMORY_INPUTS, NORMALIZE_ACTIONS, WorldModelPPOModule
 from wm_rllib.rl_modules.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
 from wm_rllib.settings.settings import check_attrs, check_names

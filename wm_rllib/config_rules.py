@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from wm_rllib.environments.check import NO_MULTI_AGENT, ONE_BY_ONE
+from wm_rllib.environments.creation import NO_MULTI_AGENT, ONE_BY_ONE
 from wm_rllib.mixing import AUTO, may_dream
 
 _ONLINE = "online_collection = False (data_collection.online in YAML)"

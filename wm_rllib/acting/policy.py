@@ -20,11 +20,11 @@ from torch import Tensor
 from wm_rllib.acting.imagination import check_dream_settings, planned_actions, seeded, start_states
 from wm_rllib.acting.pipelines import actions_for_env
 from wm_rllib.acting.planning import Plan, PlanningPolicy, PlanningState
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.models.imagining import Imagined, imagine
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.rl_modules.world_model_module import PIXEL_SETTINGS
 from wm_rllib.settings.planner import search_config
 

@@ -29,14 +29,14 @@ from wm_rllib.acting.evaluation import VectorEnv, make_vector_env
 from wm_rllib.benchmark.foretold_ends import ForetoldEnds, foretold_ends
 from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import write_json
-from wm_rllib.cli.agents import Agent, load_agent
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.look.episodes import Actor, Episode, places_every, play, policy_actor, random_actor, windows_at
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.imagining import draw_step_noise
 from wm_rllib.models.judging import Windows
 from wm_rllib.models.mixture import sample_mixture
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.runs.agents import Agent, load_agent
+from wm_rllib.runs.errors import CommandError
 
 BURN_IN = 15
 MOST_LANES = 20

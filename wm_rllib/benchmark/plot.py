@@ -10,7 +10,7 @@ import numpy as np
 
 from wm_rllib.benchmark.aggregation import Group
 from wm_rllib.benchmark.store import Result
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 GRID_POINTS = 200
 _STYLES = ("-", "--", ":", "-.")

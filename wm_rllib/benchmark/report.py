@@ -9,7 +9,7 @@ from wm_rllib.benchmark.aggregation import group_results
 from wm_rllib.benchmark.plot import draw
 from wm_rllib.benchmark.store import Result, Store
 from wm_rllib.benchmark.tables import environment_table, origin, summary_table
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 _HOW_TO_READ = """\
 Real steps include random ones; evaluation is not counted. Steps are those of the first evaluation at the threshold;

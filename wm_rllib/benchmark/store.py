@@ -16,7 +16,7 @@ from typing import Any
 from wm_rllib.atomic_files import write_atomically
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.measuring import COMPLETE, RUNNING, Point
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 FORMAT_VERSION = 1
 MAX_NAME = 120

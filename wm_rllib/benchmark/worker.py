@@ -14,7 +14,7 @@ from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.measuring import FAILED, Point, measure
 from wm_rllib.benchmark.provenance import provenance
 from wm_rllib.benchmark.store import Result, Store
-from wm_rllib.cli.memory import MemoryMonitor
+from wm_rllib.runs.memory import MemoryMonitor
 
 
 def run_job(job: Job, command: str, store: Store, ray_session: Callable[[], AbstractContextManager[Any]]) -> Result:

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.signals import exit_code
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.signals import exit_code
 from wm_rllib.settings.yaml_files import parse_yaml
 
 _FLAGS = {

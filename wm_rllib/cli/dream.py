@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wm_rllib.cli.agents import Agent, flag_value, load_agent
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import whole_number
-from wm_rllib.cli.signals import exit_code
+from wm_rllib.runs.agents import Agent, flag_value, load_agent
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.signals import exit_code
 
 if TYPE_CHECKING:
     from wm_rllib.look.measuring import DreamSettings

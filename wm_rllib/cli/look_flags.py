@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.output import LOG_LEVELS
+from wm_rllib.runs.errors import CommandError
 from wm_rllib.settings.yaml_files import parse_yaml
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wm_rllib.cli.benchmark_flags import add_benchmark
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import add_dream, add_report
 from wm_rllib.cli.output import LOG_LEVELS, configure_output
 from wm_rllib.cli.ray_session import cluster_address
 from wm_rllib.environments.errors import EnvironmentContractError
+from wm_rllib.runs.errors import CommandError
 from wm_rllib.settings.settings import SettingError
 
 MODULES = {"plan": "planner"}

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from wm_rllib.cli.agents import Agent, flag_value, load_agent
+from wm_rllib.runs.agents import Agent, flag_value, load_agent
 
 if TYPE_CHECKING:
     from wm_rllib.acting.playing import Episode

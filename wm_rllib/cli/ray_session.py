@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 logger = logging.getLogger(__name__)
 

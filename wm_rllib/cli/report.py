@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wm_rllib.atomic_files import write_atomically
-from wm_rllib.cli.agents import Agent, flag_value, load_agent
-from wm_rllib.cli.checkpoints import find, name_of
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.cli.look_flags import whole_number
-from wm_rllib.cli.run_folder import BEST, LAST
+from wm_rllib.runs.agents import Agent, flag_value, load_agent
+from wm_rllib.runs.checkpoints import find, name_of
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.run_folder import BEST, LAST
 from wm_rllib.settings.settings import SettingError
 
 if TYPE_CHECKING:

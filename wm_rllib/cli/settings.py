@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 from wm_rllib.settings.table import SETTINGS, Setting
 from wm_rllib.settings.types import SCHEDULE_RULE, rule_of
 

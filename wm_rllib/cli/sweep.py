@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.options import apply_to_config, resolved_tree
 from wm_rllib.cli.ray_session import ray_session
-from wm_rllib.cli.run_folder import BEST, RunFolder
-from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.sweep_plan import SweepPlan, plan_sweep
 from wm_rllib.cli.train import open_folder
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.options import apply_to_config, resolved_tree
+from wm_rllib.runs.run_folder import BEST, RunFolder
+from wm_rllib.runs.signals import StopSignals, exit_code
 from wm_rllib.settings.table import BY_PATH
 from wm_rllib.sweep.search import TIME_ATTR
 from wm_rllib.sweep.spec import SweepSpec

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.options import FIXED_BY_CHECKPOINT, SWEEP_SECTION, assignments, flag_values
-from wm_rllib.cli.plan import (
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.options import FIXED_BY_CHECKPOINT, SWEEP_SECTION, assignments, flag_values
+from wm_rllib.runs.plan import (
     ONLINE,
     check_env,
     find_transfer,
@@ -21,8 +21,8 @@ from wm_rllib.cli.plan import (
     register_env,
     valid_config,
 )
-from wm_rllib.cli.resolving import resolve
-from wm_rllib.cli.run_folder import BEST, LAST, TRIALS, RunFolder
+from wm_rllib.runs.resolving import resolve
+from wm_rllib.runs.run_folder import BEST, LAST, TRIALS, RunFolder
 from wm_rllib.settings.settings import SettingError, find_setting, flat_tree
 from wm_rllib.settings.yaml_files import read_yaml
 from wm_rllib.sweep.search import TABLE, flat_search, unknown_message

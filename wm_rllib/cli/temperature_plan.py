@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.agents import flag_value
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.options import requested_values, resolved_tree
-from wm_rllib.cli.plan import (
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.agents import flag_value
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.options import requested_values, resolved_tree
+from wm_rllib.runs.plan import (
     ONLINE,
     RunPlan,
     check_env,
@@ -23,7 +23,7 @@ from wm_rllib.cli.plan import (
     register_env,
     valid_config,
 )
-from wm_rllib.cli.run_folder import LAST, RunFolder
+from wm_rllib.runs.run_folder import LAST, RunFolder
 from wm_rllib.settings.settings import parse_tree
 from wm_rllib.settings.yaml_files import read_yaml, write_yaml
 

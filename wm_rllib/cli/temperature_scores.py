@@ -11,8 +11,8 @@ from typing import Any
 from wm_rllib.acting.baselines import STICKINESS, Baselines
 from wm_rllib.acting.evaluation import EvaluationResult
 from wm_rllib.atomic_files import write_atomically
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.dreamers.evaluation import DreamScore
+from wm_rllib.runs.errors import CommandError
 
 
 @dataclass(frozen=True)

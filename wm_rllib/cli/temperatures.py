@@ -10,10 +10,7 @@ from typing import Any
 
 from wm_rllib.acting.evaluation import MAX_LANES, EvaluationResult, evaluate_policy
 from wm_rllib.cli import train
-from wm_rllib.cli.loop import End
-from wm_rllib.cli.plan import RunPlan
 from wm_rllib.cli.ray_session import ray_session
-from wm_rllib.cli.signals import StopSignals, exit_code
 from wm_rllib.cli.temperature_plan import FOLDER_PREFIX, TemperaturePlan, plan_temperatures
 from wm_rllib.cli.temperature_scores import (
     Comparison,
@@ -26,6 +23,9 @@ from wm_rllib.cli.temperature_scores import (
     write_json,
 )
 from wm_rllib.environments.names import make_env, vector_maker
+from wm_rllib.runs.loop import End
+from wm_rllib.runs.plan import RunPlan
+from wm_rllib.runs.signals import StopSignals, exit_code
 
 SCORE_FILE, FRESH_FILE, BASELINES_FILE = "score.json", "fresh.json", "baselines.json"
 TABLE_FILE, JSON_FILE = "temperatures.md", "temperatures.json"

@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.console import Console, format_duration
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.loop import End, Outcome, TrainableAlgorithm, TrainingLoop
-from wm_rllib.cli.memory import MemoryMonitor, MemoryPeak
-from wm_rllib.cli.plan import RunPlan, plan_run
 from wm_rllib.cli.ray_session import ray_session
-from wm_rllib.cli.run_folder import RunFolder
-from wm_rllib.cli.signals import StopSignals, exit_code
-from wm_rllib.cli.writers import RowWriter
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.console import Console, format_duration
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.loop import End, Outcome, TrainableAlgorithm, TrainingLoop
+from wm_rllib.runs.memory import MemoryMonitor, MemoryPeak
+from wm_rllib.runs.plan import RunPlan, plan_run
+from wm_rllib.runs.run_folder import RunFolder
+from wm_rllib.runs.signals import StopSignals, exit_code
+from wm_rllib.runs.writers import RowWriter
 
 
 def run(args: argparse.Namespace) -> int:

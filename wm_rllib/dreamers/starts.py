@@ -11,10 +11,11 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
+from wm_rllib.columns import LATENTS, MASK
 from wm_rllib.models.mdn_rnn import State
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay.frame_store import FrameStore
-from wm_rllib.replay.replay import LATENTS, MASK, Arrays, SequenceReplay
+from wm_rllib.replay.replay import Arrays, SequenceReplay
 from wm_rllib.replay.service import REPLAY_FILE, read_into
 
 Start = Literal["replay", "episode_start"]

@@ -28,8 +28,7 @@ from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.actors.parameter_server import ParameterClient, WeightUpdate
 from wm_rllib.actors.threads import one_thread
 from wm_rllib.env_runners.half_played import HalfPlayed, without_features
-from wm_rllib.environments.check import ONE_BY_ONE
-from wm_rllib.environments.creation import env_for_runners, replayable_env
+from wm_rllib.environments.creation import ONE_BY_ONE, env_for_runners, replayable_env
 from wm_rllib.environments.held_actions import HeldActions
 from wm_rllib.environments.replayable import MAX_REPLAYED
 from wm_rllib.logs import set_log_level

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -14,6 +15,11 @@ from wm_rllib.environments.pixels import PixelSettings, preprocess
 from wm_rllib.environments.replayable import ReplayableEnv
 
 EnvCreator = Callable[[Any], Any]
+
+ONE_BY_ONE = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
+"""How vectors are made whose environments are also made alone; others need not be able to."""
+
+NO_MULTI_AGENT = "multi-agent environments are not supported: WorldModelPPO has one policy and one world model."
 
 
 def env_creator(env: Any, config: Any) -> EnvCreator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from torch import Tensor, stack
 
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 
 FIRST_SHARE = 0.05
 """Of a fit's gradient steps: its start."""

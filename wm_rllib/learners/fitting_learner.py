@@ -9,15 +9,15 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
+from wm_rllib.columns import LATENTS, MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.learners.agreement import change_over_learners, moments, sum_over_learners
 from wm_rllib.learners.dreamed_rows import RowColumns
 from wm_rllib.learners.fit_losses import FitLosses
 from wm_rllib.learners.learning_rates import MDN_RNN_OPTIMIZER, VAE_OPTIMIZER
 from wm_rllib.learners.merging_learner import MergingLearner
-from wm_rllib.learners.transfer import MDN_RNN, VAE
 from wm_rllib.mixing import may_dream
+from wm_rllib.models.parts import MDN_RNN, VAE
 from wm_rllib.models.world_model import WorldModel, latent_changes
-from wm_rllib.replay.replay import LATENTS, MASK, WORLD_MODEL_MODULE_ID
 
 MEASURED_SEQUENCES = 1024
 """Of a fit, that M's units of change are measured on."""

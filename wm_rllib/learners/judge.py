@@ -14,13 +14,14 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
+from wm_rllib.columns import GREEDY, MASK, REACH
 from wm_rllib.learners.gate import Judgement
 from wm_rllib.models.controller import ActionSampler, Controller
 from wm_rllib.models.dreaming import Dream, dream
 from wm_rllib.models.judging import Windows, dreamed_returns, open_loop_skill, real_returns
 from wm_rllib.models.trust import calibrate, end_probabilities, open_loop_errors
 from wm_rllib.models.world_model import WorldModel
-from wm_rllib.replay.replay import GREEDY, MASK, REACH, Arrays
+from wm_rllib.replay.replay import Arrays
 from wm_rllib.rl_modules.policy_network import make_policy
 
 GAP_HORIZON = 15

@@ -19,6 +19,7 @@ from ray.rllib.utils.numpy import convert_to_numpy
 from torch import Tensor
 
 from wm_rllib.actors.heap import Heap
+from wm_rllib.columns import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.learners.agreement import leave_group
 from wm_rllib.learners.fitting_learner import FittingLearner
 from wm_rllib.learners.gate import Judgement
@@ -27,11 +28,10 @@ from wm_rllib.learners.learning_rates import log_learning_rate
 from wm_rllib.learners.merging_learner import NothingToLearnError
 from wm_rllib.learners.policy_change import policy_change
 from wm_rllib.learners.policy_loss import policy_loss
-from wm_rllib.learners.transfer import MDN_RNN, VAE
 from wm_rllib.logs import set_log_level
 from wm_rllib.models.conv_vae import FRAMES_AT_ONCE, is_image
+from wm_rllib.models.parts import MDN_RNN, VAE
 from wm_rllib.models.precision import Precision
-from wm_rllib.replay.replay import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.rl_modules.gradient_steps import Minibatches, Silent, clip_and_step
 from wm_rllib.seeding import seed_process
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 
 VAE_OPTIMIZER = "vae"
 MDN_RNN_OPTIMIZER = "mdn_rnn"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wm_rllib.cli.agents import Agent
 from wm_rllib.environments.names import AnyEnv
 from wm_rllib.look.acting import greedy_actions
 from wm_rllib.look.frames import Painter, make_painter
 from wm_rllib.look.pictures import PANEL_WIDTH, cut_height, shrink, side_by_side
 from wm_rllib.models.stepping import Place, Stepper
+from wm_rllib.runs.agents import Agent
 
 TITLES = ("real", "dreamed, same actions", "dreamed, policy acts in it")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 REAL, DREAM, EXPECTED, MUTED, CARE = "#1f2933", "#e8590c", "#1c7ed6", "#adb5bd", "#2b8a3e"
 STYLE: dict[Any, Any] = {

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from wm_rllib.acting.evaluation import VectorEnv, make_vector_env
-from wm_rllib.cli.agents import Agent
-from wm_rllib.cli.checkpoints import read_meta, read_settings
 from wm_rllib.config import WorldModelPPOConfig
 from wm_rllib.look.episodes import Episode, play, policy_actor, random_actor, step_limit
 from wm_rllib.look.frames import TracePainter, make_painter
 from wm_rllib.look.measuring import DreamSettings, Traces, TrustFigures, measure
 from wm_rllib.look.pictures import cut_height, strip
+from wm_rllib.runs.agents import Agent
+from wm_rllib.runs.checkpoints import read_meta, read_settings
 
 STRIP_FRAMES, STRIP_WIDTH = 6, 132
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

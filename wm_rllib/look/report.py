@@ -7,7 +7,6 @@ from typing import Any
 import yaml
 
 from wm_rllib import __version__
-from wm_rllib.cli.console import format_duration
 from wm_rllib.look import page, plots
 from wm_rllib.look.dream_check import DreamCheck
 from wm_rllib.look.names import dimension_names
@@ -15,6 +14,7 @@ from wm_rllib.look.pictures import data_uri
 from wm_rllib.look.run import RunHistory, number
 from wm_rllib.look.verdict import Verdict
 from wm_rllib.models.trust import Calibration
+from wm_rllib.runs.console import format_duration
 from wm_rllib.settings.settings import to_tree
 
 

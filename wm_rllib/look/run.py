@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wm_rllib.cli.checkpoints import find, read_meta, read_settings
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import is_uri
-from wm_rllib.cli.run_folder import BEST, LAST, TRIALS, RunFolder
 from wm_rllib.metrics import Row, Scalar
+from wm_rllib.runs.checkpoints import find, read_meta, read_settings
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.filesystems import is_uri
+from wm_rllib.runs.run_folder import BEST, LAST, TRIALS, RunFolder
 from wm_rllib.settings.settings import SettingError, parse_tree
 from wm_rllib.settings.yaml_files import read_yaml
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.look.session import BadMessageError, DreamSession, World
+from wm_rllib.runs.errors import CommandError
 
 HOST = "127.0.0.1"
 MAX_MESSAGE = 16 * 1024

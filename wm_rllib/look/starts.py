@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.dreamers.starts import read_replay
 from wm_rllib.look.episodes import Episode, windows_at
 from wm_rllib.models.stepping import Place
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.runs.errors import CommandError
 
 
 class Starts:

@@ -10,19 +10,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
 
+from wm_rllib.columns import GREEDY, LATENTS, MASK, REACH, STEPS_LEFT, TERMINATES
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.replay.frame_store import FrameStore
 from wm_rllib.replay.fresh import Fresh
-
-WORLD_MODEL_MODULE_ID = "world_model"
-MASK = "mask"
-LATENTS = "latents"
-"""Column of latents, computed once, in place of observations."""
-STEPS_LEFT, TERMINATES = "steps_left", "terminates"
-"""Columns of sequences: how many steps of the episode are stored from each step on, this one included, and whether the
-last of them terminates."""
-REACH, GREEDY = "reach", "greedy"
-"""Columns of newest windows; see `SequenceReplay.newest_windows`."""
 
 MOST_MEASURED_FRAMES = 10_000
 """Whose mean and spread are the units of frames, spread evenly over all that are held."""

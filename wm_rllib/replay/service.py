@@ -13,9 +13,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
+from wm_rllib.columns import MASK, WORLD_MODEL_MODULE_ID
 from wm_rllib.logs import set_log_level
 from wm_rllib.replay.frame_store import FrameStore, Storage
-from wm_rllib.replay.replay import MASK, NUM_SHARDS, WORLD_MODEL_MODULE_ID, Arrays, SequenceReplay
+from wm_rllib.replay.replay import NUM_SHARDS, Arrays, SequenceReplay
 
 logger = logging.getLogger(__name__)
 

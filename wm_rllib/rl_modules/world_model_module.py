@@ -11,11 +11,11 @@ from ray.rllib.core.rl_module.apis import SelfSupervisedLossAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
+from wm_rllib.columns import LATENTS, MASK, STEPS_LEFT, TERMINATES
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.mdn_rnn import Ahead, MDNRNNLosses
 from wm_rllib.models.vae import VAELosses
 from wm_rllib.models.world_model import SequenceBatch, WorldModel
-from wm_rllib.replay.replay import LATENTS, MASK, STEPS_LEFT, TERMINATES
 from wm_rllib.rl_modules.gradient_steps import LENGTHS
 
 WORLD_MODEL_CONFIG = "world_model_config"

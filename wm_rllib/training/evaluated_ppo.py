@@ -15,12 +15,12 @@ from wm_rllib.acting.evaluation import EvaluationResult
 from wm_rllib.acting.policy import WorldModelPolicy
 from wm_rllib.actors.calling import call
 from wm_rllib.actors.failures import FailureCounter
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.dreamers.dreamer import DreamerSpec
 from wm_rllib.dreamers.evaluation import DreamScore, dream_step_limit, evaluate_in_dream
 from wm_rllib.env_runners.evaluation_runners import evaluate_on
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.replay.client import ReplayClient
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
 from wm_rllib.training.iteration import IterationReport
 from wm_rllib.training.publishing import Publisher
 from wm_rllib.training.stages import Stages

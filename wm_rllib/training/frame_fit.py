@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wm_rllib.actors.calling import call
 from wm_rllib.learners.calls import put_on_first
-from wm_rllib.learners.transfer import MDN_RNN, VAE
+from wm_rllib.models.parts import MDN_RNN, VAE
 from wm_rllib.training.fit_calls import CALL_BYTES, MDN_RNN_FIT, VAE_FIT, Instalment, fit_in_calls
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from wm_rllib.columns import WORLD_MODEL_MODULE_ID
 from wm_rllib.dreamers.evaluation import DreamScore
 from wm_rllib.dreamers.orders import DreamHarvest
 from wm_rllib.learners.fit_losses import AT_START
@@ -23,7 +24,6 @@ from wm_rllib.learners.gate import Gate, Judgement
 from wm_rllib.learners.learning_rates import LEARNING_RATES
 from wm_rllib.learners.policy_change import CLIP_FRACTION, POLICY_KL
 from wm_rllib.mixing import realised_ratio
-from wm_rllib.replay.replay import WORLD_MODEL_MODULE_ID
 
 FITS = ("fit", "fit_vae", "fit_mdn")
 """Stages of gradient steps on V and M: one on vectors, the other two on frames."""

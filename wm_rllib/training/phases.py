@@ -11,22 +11,15 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from wm_rllib.actors.calling import call
 from wm_rllib.env_runners.collection import RealExperience
 from wm_rllib.learners.calls import on_learners
-from wm_rllib.learners.transfer import (
-    CONTROLLER,
-    MDN_RNN,
-    VAE,
-    WHOLE,
-    transferred_policy,
-    transferred_weights,
-    warn_of_other_pictures,
-)
 from wm_rllib.mixing import imagined_rows
+from wm_rllib.models.parts import CONTROLLER, MDN_RNN, VAE, WHOLE
 from wm_rllib.spaces import observation_scale, too_far_from_zero
 from wm_rllib.training.fit_calls import Instalment
 from wm_rllib.training.frame_fit import fit_on_frames
 from wm_rllib.training.gating import choose_imagination
 from wm_rllib.training.stages import Stages
 from wm_rllib.training.state import Phase
+from wm_rllib.training.transfer import transferred_policy, transferred_weights, warn_of_other_pictures
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from wm_rllib.dreamers.pool import DreamerPool
 from wm_rllib.env_runners.collection import RealExperience, Sampling, combine
 from wm_rllib.env_runners.env_runner import Collected, CollectRequest
 from wm_rllib.learners.calls import update_policy
-from wm_rllib.learners.transfer import WHOLE
 from wm_rllib.mixing import AUTO, ratio_at, real_rows_for, rounds_at, split_evenly, split_within, value_at
 from wm_rllib.models.conv_vae import is_image
+from wm_rllib.models.parts import WHOLE
 from wm_rllib.replay.client import ReplayClient
 from wm_rllib.seeding import stage_seed
 from wm_rllib.training.fit_calls import FIT, FITTED_BY, Instalment, fit_in_calls

@@ -31,7 +31,7 @@ class DreamerV3Trainer:
     def __init__(self, job: Job, values: Mapping[str, Any]):
         from ray.rllib.algorithms.dreamerv3 import DreamerV3Config
 
-        from wm_rllib.cli.plan import register_env
+        from wm_rllib.runs.plan import register_env
 
         register_env(job.env_id, job.pixels)
         config = (

@@ -68,7 +68,7 @@ def make_config(job: Job, zoo: ZooSettings) -> Any:
     """Return RLlib's config of the zoo's settings."""
     from ray.rllib.algorithms.ppo import PPOConfig
 
-    from wm_rllib.cli.plan import register_env
+    from wm_rllib.runs.plan import register_env
 
     register_env(job.env_id, job.pixels)
     rate = zoo.learning_rate

@@ -14,8 +14,8 @@ from wm_rllib.acting.evaluation import GreedyPolicy
 from wm_rllib.benchmark.contenders.zoo import MAX_GRAD_NORM, VF_COEF, ZooSettings, zoo_settings
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.trainer import Contender
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.environments.names import env_spaces, make_env
+from wm_rllib.runs.errors import CommandError
 
 
 class SB3Trainer:

@@ -10,9 +10,9 @@ from typing import Any
 from wm_rllib.acting.evaluation import GreedyPolicy
 from wm_rllib.benchmark.job import Job
 from wm_rllib.benchmark.trainer import Contender
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.options import apply_to_config, resolved_tree
 from wm_rllib.environments.names import env_spaces
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.options import apply_to_config, resolved_tree
 from wm_rllib.settings.settings import SettingError, parse_tree
 from wm_rllib.settings.yaml_files import read_yaml
 from wm_rllib.spaces import check_spaces
@@ -55,8 +55,8 @@ class WorldModelTrainer:
 
 def make_config(job: Job, values: Mapping[str, Any]) -> Any:
     """Return the `WorldModelPPOConfig` of a job, without an evaluation of its own."""
-    from wm_rllib.cli.plan import register_env
     from wm_rllib.config import WorldModelPPOConfig
+    from wm_rllib.runs.plan import register_env
 
     config = WorldModelPPOConfig().learners(device="cpu")  # as the others are, on a machine with a GPU too
     apply_to_config(config, values)

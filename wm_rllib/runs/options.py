@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.environments.pixels import PATHS as PIXEL_PATHS
+from wm_rllib.runs.errors import CommandError
 from wm_rllib.settings.settings import check_value, find_setting, parse_tree, to_tree
 from wm_rllib.settings.table import BY_PATH, SETTINGS
 from wm_rllib.settings.yaml_files import parse_yaml, read_yaml

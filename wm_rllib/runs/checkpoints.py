@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from wm_rllib.atomic_files import write_atomically
-from wm_rllib.cli.errors import CommandError
 from wm_rllib.replay.frame_files import link_or_copy
+from wm_rllib.runs.errors import CommandError
 from wm_rllib.settings.settings import parse_tree
 from wm_rllib.settings.yaml_files import read_yaml, write_yaml
 

@@ -11,19 +11,15 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
+from wm_rllib.environments.creation import NO_MULTI_AGENT, ONE_BY_ONE
 from wm_rllib.environments.errors import EnvironmentContractError
 from wm_rllib.environments.pixels import PixelError
 from wm_rllib.environments.probe import probe
 from wm_rllib.models.conv_vae import is_image
-from wm_rllib.replay.room import warn_of_little_room
 from wm_rllib.spaces import is_half_bounded
+from wm_rllib.training.replay_room import warn_of_little_room
 
 logger = logging.getLogger(__name__)
-
-ONE_BY_ONE = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
-"""How vectors are made whose environments are also made alone; others need not be able to."""
-
-NO_MULTI_AGENT = "multi-agent environments are not supported: WorldModelPPO has one policy and one world model."
 
 
 def check_environment(config: Any, make_env: Callable[[EnvContext], Any]) -> Exception | None:

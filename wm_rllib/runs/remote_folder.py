@@ -23,9 +23,9 @@ from typing import Any
 import pyarrow.fs
 from pyarrow.fs import FileSelector, FileType
 
-from wm_rllib.cli.checkpoints import META_FILE
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import connect, download, first_line
+from wm_rllib.runs.checkpoints import META_FILE
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.filesystems import connect, download, first_line
 
 CHECKPOINTS, OWNER = "checkpoints", ".owner"
 ATTEMPTS = 3

@@ -9,13 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.console import Console
-from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
-from wm_rllib.cli.signals import StopSignals
-from wm_rllib.cli.writers import RowWriter
 from wm_rllib.metrics import Row, progress_row
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.console import Console
+from wm_rllib.runs.run_folder import BEST, LAST, RunFolder
+from wm_rllib.runs.signals import StopSignals
+from wm_rllib.runs.writers import RowWriter
 
 
 class Evaluation(Protocol):

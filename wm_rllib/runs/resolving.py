@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pyarrow
 
-from wm_rllib.cli.checkpoints import META_FILE, RLLIB_META_FILE, find
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import connect, download, first_line, is_uri
-from wm_rllib.cli.remote_folder import CHECKPOINTS, RemoteFolder
+from wm_rllib.runs.checkpoints import META_FILE, RLLIB_META_FILE, find
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.filesystems import connect, download, first_line, is_uri
+from wm_rllib.runs.remote_folder import CHECKPOINTS, RemoteFolder
 
 
 def resolve(place: str | Path, names: tuple[str, ...]) -> Path:

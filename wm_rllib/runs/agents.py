@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.resolving import resolve
-from wm_rllib.cli.run_folder import BEST, LAST
 from wm_rllib.environments.names import AnyEnv, env_spaces, find_env, make_env, vector_maker
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.resolving import resolve
+from wm_rllib.runs.run_folder import BEST, LAST
 from wm_rllib.settings.settings import check_value
 from wm_rllib.settings.table import BY_PATH, Setting
 from wm_rllib.settings.yaml_files import parse_yaml

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from wm_rllib.atomic_files import write_atomically
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import is_uri
-from wm_rllib.cli.remote_folder import RemoteFolder
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.filesystems import is_uri
+from wm_rllib.runs.remote_folder import RemoteFolder
 from wm_rllib.settings.yaml_files import write_yaml
 
 LAST, BEST = "last", "best"

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow
 import pyarrow.fs
 
-from wm_rllib.cli.errors import CommandError
+from wm_rllib.runs.errors import CommandError
 
 
 def is_uri(text: str) -> bool:

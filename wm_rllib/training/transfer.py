@@ -14,17 +14,11 @@ from wm_rllib.acting.policy import load_module, load_world_model
 from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
 from wm_rllib.models.config import WorldModelConfig
 from wm_rllib.models.conv_vae import is_image
+from wm_rllib.models.parts import MDN_RNN
 from wm_rllib.models.world_model import WorldModel
 from wm_rllib.rl_modules.world_model_module import PIXEL_SETTINGS
 
 logger = logging.getLogger(__name__)
-
-VAE, MDN_RNN = "vae", "mdn_rnn"
-"""The attributes of `WorldModel`, with which the names of their weights begin."""
-WHOLE = frozenset({VAE, MDN_RNN})
-CONTROLLER = "controller"
-PARTS = {"v": frozenset({VAE}), "vm": WHOLE, "vmc": WHOLE | {CONTROLLER}}
-"""What `world_model.transfer.parts` stands for."""
 
 FROM = "world_model.transfer.from"
 

@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wm_rllib.cli import checkpoints
-from wm_rllib.cli.checkpoints import CheckpointMeta
-from wm_rllib.cli.errors import CommandError
-from wm_rllib.cli.filesystems import is_uri
-from wm_rllib.cli.loop import StopRule
-from wm_rllib.cli.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
-from wm_rllib.cli.resolving import resolve
-from wm_rllib.cli.run_folder import BEST, LAST, RunFolder
 from wm_rllib.environments.names import env_spaces, gymnasium_makes, make_env
 from wm_rllib.environments.pixels import AS_IT_IS, PixelSettings
+from wm_rllib.runs import checkpoints
+from wm_rllib.runs.checkpoints import CheckpointMeta
+from wm_rllib.runs.errors import CommandError
+from wm_rllib.runs.filesystems import is_uri
+from wm_rllib.runs.loop import StopRule
+from wm_rllib.runs.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
+from wm_rllib.runs.resolving import resolve
+from wm_rllib.runs.run_folder import BEST, LAST, RunFolder
 
 AUTO = "auto"
 ONLINE = "world_model.data_collection.online"
@@ -211,7 +211,8 @@ def find_transfer(config: Any, spaces: tuple[Any, Any]) -> None:
     Raises:
         CommandError: If there is none, or it does not fit.
     """
-    from wm_rllib.learners.transfer import CONTROLLER, transferred_policy, transferred_weights
+    from wm_rllib.models.parts import CONTROLLER
+    from wm_rllib.training.transfer import transferred_policy, transferred_weights
 
     found = resolve(config.transfer_from, (BEST, LAST))
     own = config.world_model_config(*spaces)
