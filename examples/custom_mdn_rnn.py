@@ -44,7 +44,7 @@ def main() -> None:
     algo = config.build_algo()
     for _ in range(5):
         result = algo.train()
-        print(result["phase"], result["num_env_steps_sampled_lifetime"], result["mdn_rnn"])
+        print(result["phase"], result["num_env_steps_sampled_lifetime"], result["mdn"])
     algo.stop()
 
 

@@ -42,7 +42,7 @@ def test_all_parts_agree_on_them_and_a_number_counts_as_given(inputs: str):
         algos[latent_dim] = algo
         controller = algo.get_module()
         assert algo.env_runner.world_model.config.vae.latent_dim == 11
-        assert controller._num_latents == 11
+        assert controller.model_config["latent_dim"] == 11
         assert controller.observation_space.shape == (11 + (8 if inputs == "zh" else 0),)
         phases = [algo.train()["phase"] for _ in range(3)]
         assert phases == ["random", "pretrain", "mixed"]

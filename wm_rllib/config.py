@@ -11,6 +11,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.connectors.env_to_module import AddObservationsFromEpisodesToBatch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
@@ -33,7 +34,7 @@ from wm_rllib.models.config import MDNRNNConfig, VAEConfig, WorldModelConfig, lo
 from wm_rllib.models.mdn_rnn import MDNRNN
 from wm_rllib.models.parts import CONTROLLER, MDN_RNN, PARTS
 from wm_rllib.models.vae import VariationalAutoencoder
-from wm_rllib.rl_modules.policy_module import MEMORY_INPUTS, NORMALIZE_ACTIONS, WorldModelPPOModule
+from wm_rllib.rl_modules.policy_module import NORMALIZE_ACTIONS, WorldModelPPOModule
 from wm_rllib.rl_modules.world_model_module import PIXEL_SETTINGS, WORLD_MODEL_CONFIG, WorldModelRLModule
 from wm_rllib.settings.settings import check_attrs, check_names
 from wm_rllib.spaces import ActionCodec, check_action_space, check_spaces
@@ -395,11 +396,24 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         pipeline.insert_before(AddObservationsFromEpisodesToBatch, features)
         return pipeline
 
+    def get_rl_module_spec(self, *args: Any, **kwargs: Any) -> RLModuleSpec:
+        """RLlib's spec of C."""
+        return self._with_latents(super().get_rl_module_spec(*args, **kwargs))
+
+    def _with_latents(self, controller: RLModuleSpec) -> RLModuleSpec:
+        """C's spec, whose model config says how many of the inputs [z, h] are z."""
+        if self.latent_dim == "auto" and controller.observation_space is not None:
+            num_memory = self.mdn_hidden_dim if self.controller_inputs == "zh" else 0
+            latent_dim = controller.observation_space.shape[0] - num_memory
+            controller.model_config = {**controller.model_config, "latent_dim": latent_dim}
+        return controller
+
     def get_multi_rl_module_spec(
         self, *, env: Any = None, spaces: Any = None, inference_only: bool = False, **kwargs: Any
     ) -> MultiRLModuleSpec:
         """RLlib's spec of C, and the world model as a learner-only module."""
         spec = super().get_multi_rl_module_spec(env=env, spaces=spaces, inference_only=inference_only, **kwargs)
+        self._with_latents(spec.rl_module_specs[DEFAULT_MODULE_ID])
         if not inference_only:
             features = self._feature_connector(env, spaces)
             spec.add_modules(
@@ -429,7 +443,6 @@ class WorldModelPPOConfig(WorldModelSections, PPOConfig):
         return super()._model_config_auto_includes | {
             "fcnet_hiddens": list(self.policy_hidden_dims),
             "latent_dim": self.latent_dim,
-            MEMORY_INPUTS: self.mdn_hidden_dim if self.controller_inputs == "zh" else 0,
             NORMALIZE_ACTIONS: self.normalize_actions,
             "gamma": self.gamma,  # no layer needs it, but who reads the critic's values does
         }

@@ -142,12 +142,15 @@ def _knobs(spec: SweepSpec) -> dict[str, str]:
 
 
 def _param_space(plan: SweepPlan, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the trials' config for Tune: what differs from the defaults alone. PBT draws its values itself."""
+    """Return the trials' config for Tune: what differs from the defaults, and how many latents there are.
+
+    PBT draws its values itself.
+    """
     spec = plan.spec
     fixed = {attr: value for path, value in spec.values.items() if (attr := BY_PATH[path].attr) is not None}
     spaces = {} if spec.uses_pbt else {space.attr: space.for_tune() for space in spec.spaces.values()}
-    logs = {name: getattr(plan.configs[0], name) for name in ("log_level", "wm_log_level")}
-    return {**logs, **fixed, **spaces}
+    settled = {name: getattr(plan.configs[0], name) for name in ("log_level", "wm_log_level", "latent_dim")}
+    return {**fixed, **settled, **spaces}
 
 
 def _resume_command(folder: RunFolder, args: argparse.Namespace) -> str:

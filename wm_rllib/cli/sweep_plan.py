@@ -79,7 +79,7 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     points = list(spec.points())
     spaces = _check_envs(points)
     register_env(spec.values["env.id"])
-    configs = [valid_config(point, verbose=args.verbose, log_level=args.log_level) for point in points]
+    configs = [valid_config(point, spaces, verbose=args.verbose, log_level=args.log_level) for point in points]
     for config in configs:
         if config.transfer_from is not None:
             find_transfer(config, spaces)

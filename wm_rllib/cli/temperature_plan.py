@@ -130,7 +130,7 @@ def plan_temperatures(args: argparse.Namespace) -> TemperaturePlan:
     values[ONLINE] = False
     spaces = check_env(values)
     register_env(values["env.id"])
-    config = valid_config(values, verbose=args.verbose, log_level=args.log_level)
+    config = valid_config(values, spaces, verbose=args.verbose, log_level=args.log_level)
     if config.seed is None:
         raise CommandError("seed is null, but temperatures are compared on the same episodes. Fix: --seed 0.")
     if config.transfer_from is not None:

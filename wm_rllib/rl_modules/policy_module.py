@@ -29,8 +29,6 @@ def moved_units(mean: Tensor, scale: Tensor, target_mean: Tensor, target_std: Te
     return new_mean, new_scale
 
 
-MEMORY_INPUTS = "memory_inputs"
-"""Key in the module's model config: how many of its inputs are h."""
 FIRST_POLICY_GAIN = 0.01
 """Of the policy's last layer: the first policy is as good as uniform (Andrychowicz et al. 2021, What matters)."""
 HIDDEN_STATE_START = 0.1
@@ -84,19 +82,12 @@ class WorldModelPPOModule(DefaultPPOTorchRLModule):
         for name in ("encoder", "actor_encoder", "critic_encoder"):
             network = getattr(self.encoder, name, None)
             if isinstance(network, nn.Module) and _linear_layers(network):
-                initialise_hidden(network, self._num_latents)
+                initialise_hidden(network, self.model_config["latent_dim"])
         for head, gain in ((self.pi, FIRST_POLICY_GAIN), (getattr(self, "vf", None), 1.0)):
             if head is not None:
                 orthogonal(_linear_layers(head)[-1], gain)
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
-
-    @property
-    def _num_latents(self) -> int:
-        latent_dim = self.model_config["latent_dim"]
-        if latent_dim != "auto":
-            return int(latent_dim)
-        return int(self.observation_space.shape[0]) - int(self.model_config[MEMORY_INPUTS])
 
     def get_inference_action_dist_cls(self) -> Any:
         """RLlib's, but for actions that are clipped on their way to the environment; explores and trains, too."""

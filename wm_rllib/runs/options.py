@@ -23,13 +23,15 @@ FLAGS: dict[str, str] = {
     "checkpoint_frequency": "checkpoint.frequency",
 }
 
+LATENT_DIM = "world_model.vae.latent_dim"
+
 # A checkpoint's networks have their shape from these, and its replay its data, so that they are fixed with it.
 FIXED_BY_CHECKPOINT = frozenset(
     {
         "env.id",
         *PIXEL_PATHS,
         "world_model.vae.class",
-        "world_model.vae.latent_dim",
+        LATENT_DIM,
         "world_model.vae.hidden_dims",
         "world_model.vae.channels",
         "world_model.mdn_rnn.class",

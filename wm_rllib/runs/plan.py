@@ -19,7 +19,7 @@ from wm_rllib.runs.checkpoints import CheckpointMeta
 from wm_rllib.runs.errors import CommandError
 from wm_rllib.runs.filesystems import is_uri
 from wm_rllib.runs.loop import StopRule
-from wm_rllib.runs.options import apply_to_config, changed_on_resume, requested_values, resolved_tree
+from wm_rllib.runs.options import LATENT_DIM, apply_to_config, changed_on_resume, requested_values, resolved_tree
 from wm_rllib.runs.resolving import resolve
 from wm_rllib.runs.run_folder import BEST, LAST, RunFolder
 
@@ -81,6 +81,8 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     source = _find_source(args, named)
     meta = CheckpointMeta(0, 0, 0.0) if source is None else _resumable(source)
     before = _settings_before(args, named, source)
+    if requested.get(LATENT_DIM) == "auto" and LATENT_DIM in before:
+        requested[LATENT_DIM] = before[LATENT_DIM]
     changed = changed_on_resume(before, requested) if before else {}
     values = {**before, **requested}
     if "env.id" not in values:
@@ -92,7 +94,7 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     spaces = check_env(values)
     if source is not None and "env.config" in changed:
         _check_spaces_stay(before, spaces)
-    config = _make_config(values, args)
+    config = _make_config(values, args, spaces)
     _check_end(values, config)
     config.wm_run_name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]  # the monitoring's name for it
     tree = resolved_tree(config, values)
@@ -283,14 +285,16 @@ def _check_end(values: Mapping[str, Any], config: Any) -> None:
         )
 
 
-def _make_config(values: Mapping[str, Any], args: argparse.Namespace) -> Any:
+def _make_config(values: Mapping[str, Any], args: argparse.Namespace, spaces: tuple[Any, Any]) -> Any:
     """Return the `WorldModelPPOConfig` of the values, validated."""
     register_env(values["env.id"])
-    return valid_config(values, verbose=args.verbose, log_level=args.log_level)
+    return valid_config(values, spaces, verbose=args.verbose, log_level=args.log_level)
 
 
-def valid_config(values: Mapping[str, Any], *, verbose: bool, log_level: str | None) -> Any:
+def valid_config(values: Mapping[str, Any], spaces: tuple[Any, Any], *, verbose: bool, log_level: str | None) -> Any:
     """Return the `WorldModelPPOConfig` of the values, validated; a registered environment is taken for granted.
+
+    How many latents "auto" stands for is settled here: files say the number, whatever later code would choose.
 
     Raises:
         CommandError: For settings that do not fit each other.
@@ -307,6 +311,7 @@ def valid_config(values: Mapping[str, Any], *, verbose: bool, log_level: str | N
         config.copy(copy_frozen=False).validate()
     except ValueError as error:
         raise CommandError(str(error).strip()) from None
+    config.latent_dim = config.latent_dim_for(spaces[0])
     return config
 
 
