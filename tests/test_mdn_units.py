@@ -104,6 +104,18 @@ def test_growing_units_leave_every_prediction_as_it_was(mixture: str, head: tupl
         torch.testing.assert_close(getattr(outcome_after, name), getattr(outcome_before, name), rtol=1e-4, atol=1e-4)
 
 
+def test_sigmas_whose_unit_grows_by_far_stay_where_gradients_bring_them_back():
+    mdn = MDNRNN(mdn_config(log_sigma_range=(-3.0, 1.0)))
+    mdn.grow_change_scale(torch.tensor([0.5, 0.001, 0.1]))
+    width = len(mdn.mixture_head[-1].bias) // 2
+    with torch.no_grad():
+        mdn.mixture_head[-1].bias[width:] = torch.tensor([-1.0, -2.5, -5.0]).repeat(mdn.config.num_mixtures)
+    mdn.grow_change_scale(torch.tensor([0.5, 1.0, 0.2]))
+    after = mdn.mixture_head[-1].bias[width:].reshape(-1, 3)
+    # Of the same unit: as it was. A thousand times: at the edge. Below the edge before: not farther down.
+    torch.testing.assert_close(after, torch.tensor([-1.0, -3.0, -5.0]).expand_as(after))
+
+
 @pytest.mark.parametrize("head", [nn.Identity(), nn.Sequential(nn.Linear(2, 2), nn.Identity())], ids=["other", "last"])
 def test_units_of_an_m_with_a_head_of_its_own_stay_as_they_were_first(head: nn.Module):
     mdn = MDNRNN(mdn_config())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from wm_rllib.models.bounds import clamp_inwards
 from wm_rllib.models.config import MDNRNNConfig
 from wm_rllib.models.ensemble import Ensemble
 from wm_rllib.models.layers import mlp
@@ -202,7 +203,9 @@ class MDNRNN(nn.Module):
         width = len(factors)
         last.weight[:width] *= factors[:, None]
         last.bias[:width] *= factors
-        last.bias[width:] += factors.log()
+        # Far below the range a sigma would be long in coming back; at its edge it is what it was.
+        lowest = last.bias[width:].clamp(max=self.config.log_sigma_range[0])
+        last.bias[width:] = torch.maximum(last.bias[width:] + factors.log(), lowest)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before anything was seen: zeros, [B, D] each."""
@@ -238,7 +241,7 @@ class MDNRNN(nn.Module):
         mean = mean.reshape(shape) * self.change_scale
         if self.config.residual:
             mean = mean + z.unsqueeze(-2)
-        log_sigma = log_sigma.reshape(shape).clamp(*self.config.log_sigma_range)
+        log_sigma = clamp_inwards(log_sigma.reshape(shape), *self.config.log_sigma_range)
         if self.config.mixture == "per_dimension":
             log_pi = torch.log_softmax(logits.reshape(shape), dim=-2)
         else:
