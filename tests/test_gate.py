@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from wm_rllib.learners.gate import (
@@ -105,11 +106,34 @@ def test_one_absurd_prediction_does_not_close_it_for_ever():
 
 
 def test_a_gap_counts_beyond_chance_in_units_of_the_returns():
-    assert gate_after(judged(0.9, gap=30.0, error=5.0, scale=10.0)).gap == pytest.approx(EMA_RATE * 2.0)
-    assert gate_after(judged(0.9, gap=-30.0, error=5.0, scale=10.0)).gap == pytest.approx(-EMA_RATE * 2.0)
-    assert gate_after(judged(0.9, gap=9.0, error=5.0)).gap == 0.0
-    gate = gate_after(judged(0.9, gap=30.0, error=5.0, scale=10.0), judged(0.9), judged(0.9, gap=1.0, error=5.0))
-    assert gate.gap == pytest.approx(EMA_RATE * 2.0 * (1 - EMA_RATE))  # None changes nothing, chance lets it fade
+    def beyond_chance(*judgements: Judgement) -> float:
+        return gate_after(*judgements).gap_beyond_chance
+
+    assert beyond_chance(judged(0.9, gap=30.0, error=5.0, scale=10.0)) == pytest.approx(EMA_RATE * 2.0)
+    assert beyond_chance(judged(0.9, gap=-30.0, error=5.0, scale=10.0)) == pytest.approx(-EMA_RATE * 2.0)
+    assert beyond_chance(judged(0.9, gap=9.0, error=5.0)) == 0.0
+    once = judged(0.9, gap=30.0, error=5.0, scale=10.0)
+    assert beyond_chance(once, judged(0.9)) == beyond_chance(once)  # None changes nothing
+    assert beyond_chance(once, judged(0.9, gap=1.0, error=5.0)) == 0.0
+
+
+def test_a_gap_within_chance_counts_once_it_has_lasted():
+    small = judged(0.9, gap=1.0, error=0.8)
+    assert gate_after(small).gap_beyond_chance == 0.0
+    lasting = gate_after(*[small] * 50)
+    assert lasting.gap == pytest.approx(1.0, abs=1e-6)
+    # The variance of a running mean of independent errors: rate / (2 - rate) of theirs.
+    assert lasting.gap_variance == pytest.approx(0.8**2 * EMA_RATE / (2.0 - EMA_RATE), rel=1e-6)
+    assert lasting.gap_beyond_chance == pytest.approx(1.0 - 1.6 * math.sqrt(EMA_RATE / (2.0 - EMA_RATE)), rel=1e-4)
+
+
+def test_noise_without_a_gap_hardly_ever_counts():
+    rng = np.random.default_rng(0)
+    counted = 0
+    for _ in range(400):
+        gate = gate_after(*[judged(0.9, gap=float(gap), error=1.0) for gap in rng.normal(size=20)])
+        counted += gate.gap_beyond_chance != 0.0
+    assert counted <= 0.08 * 400  # 5 % are beyond 2 errors by chance
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -143,7 +167,10 @@ def test_it_survives_a_checkpoint_and_leaves_it_alone():
     saved = state.to_dict()
     restored = TrainingState()
     restored.restore(saved)
-    assert restored.gate == state.gate == Gate([0.4, None, 0.2], EMA_RATE * 2.0)
+    assert restored.gate == state.gate == Gate([0.4, None, 0.2], pytest.approx(EMA_RATE * 3.0), (EMA_RATE * 0.5) ** 2)
     restored.gate.judge(judged(0.9, 0.9, 0.9, 0.9, gap=50.0, error=0.0))
-    assert saved["gate"] == {"skill": [0.4, None, 0.2], "gap": pytest.approx(EMA_RATE * 2.0)}
+    assert saved["gate"] == dataclasses.asdict(state.gate)
+    del saved["gate"]["gap_variance"]  # of a checkpoint from before there was one
+    restored.restore(saved)
+    assert restored.gate.gap_variance == 0.0
     assert state.gate.skill == [0.4, None, 0.2]

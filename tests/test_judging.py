@@ -15,18 +15,20 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from test_dreaming import clockwork_dream
 from tiny_models import HIDDEN_DIM, LATENT_DIM, OBSERVATION_DIM, vae_config, world_model
 from torch import Tensor, nn
 
-from wm_rllib.columns import GREEDY, MASK, REACH
-from wm_rllib.learners.judge import judge_world_model
+from wm_rllib.columns import CHUNK, GREEDY, MASK, OFFSET, REACH
+from wm_rllib.learners.judge import _gap, _skill_by_step, judge_world_model
 from wm_rllib.models import VariationalAutoencoder
 from wm_rllib.models.judging import Windows, discounted, dreamed_returns, open_loop_skill, real_returns
 from wm_rllib.models.mdn_rnn import MDNRNN, State
 from wm_rllib.models.mixture import MixtureParams
 from wm_rllib.models.outcome import Outcome
 from wm_rllib.models.world_model import WorldModel
+from wm_rllib.replay.replay import SequenceReplay
 from wm_rllib.rl_modules.policy_module import WorldModelPPOModule
 
 BOX = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -267,7 +269,8 @@ def arrays_of(fresh: Windows) -> dict[str, np.ndarray]:
         MASK: fresh.mask,
     }
     steps = fresh.mask[:, fresh.burn_in :].sum(1).numpy()
-    return {**{name: value.numpy() for name, value in names.items()}, REACH: steps, GREEDY: steps < 0}
+    places = {CHUNK: np.arange(len(steps)), OFFSET: np.zeros(len(steps), int)}  # no two of them overlap
+    return {**{name: value.numpy() for name, value in names.items()}, REACH: steps, GREEDY: steps < 0, **places}
 
 
 def judge(model: WorldModel, fresh: Windows) -> Any:
@@ -460,6 +463,39 @@ def test_who_draws_its_own_noise_is_compared_where_it_explored():
     fresh.rewards[:200] += 1000.0
     judgement = judge_arrays(model_of(Perfect), {**arrays_of(fresh), GREEDY: np.arange(400) < 200}, DrawsItself())
     assert abs(judgement.gap) < 4 * judgement.gap_error
+
+
+@pytest.mark.parametrize(("num_chunks", "length"), [(4, 16), (1, 64), (8, 8)])
+def test_a_gap_by_chance_is_within_two_errors_though_windows_overlap(num_chunks: int, length: int):
+    rng = np.random.default_rng(0)
+    beyond, discounts = 0, 0.99 ** np.arange(15)
+    for repeat in range(300):
+        replay = SequenceReplay(10_000, repeat)
+        replay.add([noisy_chunk(f"{repeat}-{index}", rng.normal(size=length)) for index in range(num_chunks)])
+        windows = replay.newest_windows(128, 15, 50)
+        assert windows is not None
+        near = slice(15, 30)
+        returns = (windows[Columns.REWARDS][:, near] * windows[MASK][:, near]) @ discounts
+        gap, error = _gap(-returns, np.stack([windows[CHUNK], windows[OFFSET] // 15]))
+        assert gap is not None and error is not None
+        beyond += abs(gap) > 2 * error
+    assert beyond <= 0.2 * 300  # as independent measurements 70 % of them
+
+
+def noisy_chunk(name: str, rewards: np.ndarray) -> SingleAgentEpisode:
+    steps = len(rewards)
+    episode = SingleAgentEpisode(
+        id_=name,
+        observations=[np.zeros(2, np.float32)] * (steps + 1),
+        actions=[np.int64(0)] * steps,
+        rewards=list(rewards),
+        len_lookback_buffer=0,
+    )
+    return episode.to_numpy()
+
+
+def test_an_error_beyond_all_numbers_is_no_skill_and_an_unmeasured_one_is_none():
+    assert _skill_by_step(torch.tensor([-math.inf, math.nan, 0.5])) == [-1.0, None, 0.5]
 
 
 def test_without_windows_to_compare_there_is_no_gap():

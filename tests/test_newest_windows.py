@@ -10,7 +10,7 @@ import ray
 from ray.rllib.core.columns import Columns
 from test_replay import chunk, same
 
-from wm_rllib.columns import GREEDY, MASK, REACH
+from wm_rllib.columns import CHUNK, GREEDY, MASK, OFFSET, REACH
 from wm_rllib.replay.fresh import Fresh
 from wm_rllib.replay.replay import SequenceReplay
 from wm_rllib.replay.service import ReplayService
@@ -99,6 +99,8 @@ def test_how_far_a_window_would_have_reached():
     reach = {start: int(n) for start, n in zip(starts_in(arrays), arrays[REACH], strict=True)}
     assert reach == {(1, 0): 4, (1, 1): 4, (2, 0): 2, (2, 1): 1, **{(3, t): min(4, 6 - t) for t in range(6)}}
     assert all(greedy == (number == 1) for greedy, (number, _) in zip(arrays[GREEDY], starts_in(arrays), strict=True))
+    places = zip(starts_in(arrays), arrays[CHUNK], arrays[OFFSET], strict=True)
+    assert all(start == (int(index) + 1, int(offset)) for start, index, offset in places)
     assert not any(episode.custom_data for episode in replay.episodes)
 
 

@@ -8,5 +8,5 @@ LATENTS = "latents"
 STEPS_LEFT, TERMINATES = "steps_left", "terminates"
 """Columns of sequences: how many steps of the episode are stored from each step on, this one included, and whether the
 last of them terminates."""
-REACH, GREEDY = "reach", "greedy"
+REACH, GREEDY, CHUNK, OFFSET = "reach", "greedy", "chunk", "offset"
 """Columns of newest windows; see `SequenceReplay.newest_windows`."""

@@ -28,7 +28,7 @@ class Judgement:
     Attributes:
         skill: By steps ahead (1 .. H), the lower of observation and reward skill; None where it was not measured.
         gap: Dreamed less real discounted return from the same states; None without a comparable window.
-        gap_error: Standard error of it.
+        gap_error: Of which the gap is within 2 by chance in nearly all iterations.
         return_scale: Standard deviation of real returns, as the critic has it once it has one.
         trust: Figures for people, by their names under trust/; the gate does not go by them.
     """
@@ -56,11 +56,13 @@ class Gate:
 
     Attributes:
         skill: By steps ahead; None where it was never measured.
-        gap: In standard deviations of real returns, less what chance explains; 0 before the first one.
+        gap: In standard deviations of real returns; 0 before the first one.
+        gap_variance: Of that mean, by the judgements' errors.
     """
 
     skill: list[float | None] = field(default_factory=list)
     gap: float = 0.0
+    gap_variance: float = 0.0
 
     def judge(self, judgement: Judgement) -> None:
         """Takes in one iteration's judgement."""
@@ -72,7 +74,14 @@ class Gate:
             value, before = max(value, -1.0), self.skill[step]
             self.skill[step] = value if before is None else before + EMA_RATE * (value - before)
         if judgement.gap is not None and judgement.gap_error is not None:
-            self.gap += EMA_RATE * (_counted(judgement.gap, judgement.gap_error, judgement.return_scale) - self.gap)
+            gap, error = _in_returns(judgement.gap, judgement.gap_error, judgement.return_scale)
+            self.gap += EMA_RATE * (gap - self.gap)
+            self.gap_variance = (1.0 - EMA_RATE) ** 2 * self.gap_variance + (EMA_RATE * error) ** 2
+
+    @property
+    def gap_beyond_chance(self) -> float:
+        """What of the running gap chance does not explain: a small one that stays counts, a large one for once less."""
+        return math.copysign(max(0.0, abs(self.gap) - 2.0 * math.sqrt(self.gap_variance)), self.gap)
 
     def horizon(self, bounds: Bounds) -> int:
         """The longest dream whose every step is predicted well enough, within the bounds.
@@ -103,15 +112,17 @@ class Gate:
         if not self.skill or self.skill[0] is None:
             return bounds.min_ratio  # not judged yet
         skill = (self.skill[0] - CLOSED_SKILL) / (OPEN_SKILL - CLOSED_SKILL)
-        excess = max(0.0, self.gap / TOLERATED_GAP)
+        excess = max(0.0, self.gap_beyond_chance / TOLERATED_GAP)
         share = min(max(skill, 0.0), 1.0) / max(1.0, excess * excess / 2.0)
         odds = share * bounds.max_ratio / (1.0 - bounds.max_ratio)
         return max(bounds.min_ratio, odds / (1.0 + odds))
 
 
-def _counted(gap: float, error: float, return_scale: float) -> float:
-    """A gap beyond chance, in standard deviations of returns; dreams that leave all numbers promise too much."""
+def _in_returns(gap: float, error: float, return_scale: float) -> tuple[float, float]:
+    """Gap and error in standard deviations of returns; dreams that leave all numbers promise too much."""
     if not (math.isfinite(gap) and math.isfinite(error)):
-        return LARGEST_GAP
-    beyond_chance = max(0.0, abs(gap) - 2.0 * error)
-    return math.copysign(min(beyond_chance / return_scale, LARGEST_GAP), gap)
+        return LARGEST_GAP, 0.0
+    gap, error = gap / return_scale, error / return_scale
+    if abs(gap) <= LARGEST_GAP:
+        return gap, error
+    return math.copysign(LARGEST_GAP, gap), error * LARGEST_GAP / abs(gap)

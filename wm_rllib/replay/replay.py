@@ -10,7 +10,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
 
-from wm_rllib.columns import GREEDY, LATENTS, MASK, REACH, STEPS_LEFT, TERMINATES
+from wm_rllib.columns import CHUNK, GREEDY, LATENTS, MASK, OFFSET, REACH, STEPS_LEFT, TERMINATES
 from wm_rllib.models.conv_vae import is_image
 from wm_rllib.replay.frame_store import FrameStore
 from wm_rllib.replay.fresh import Fresh
@@ -258,8 +258,9 @@ class SequenceReplay(EpisodeReplayBuffer):
             obs [N, burn_in + horizon + 1, *O], actions, rewards, terminateds and mask [N, burn_in + horizon]: step
             `burn_in` is the start, padding of what lies before comes first, padding of what lies after comes last.
             reach [N]: how many of the steps from there on would be here, had no episode ended: at most `horizon`, fewer
-            where the environment took fewer. greedy [N]: whether the actions were the policy's greedy ones. None if the
-            newest `add` brought nothing: its episodes were lost with their env runner.
+            where the environment took fewer. greedy [N]: whether the actions were the policy's greedy ones. chunk and
+            offset [N]: of which newly added stretch of an episode it is, and how many of its steps come before. None if
+            the newest `add` brought nothing: its episodes were lost with their env runner.
         """
         held = [(self._held(name), fresh) for name, fresh in self._newest.items() if fresh.length]
         chunks = [(episode, fresh) for episode, fresh in held if episode is not None]
@@ -269,10 +270,13 @@ class SequenceReplay(EpisodeReplayBuffer):
         numbers = (burn_in + horizon + 1) * self._all_of([chunks[0][0].observations.data[0]])[0].size
         num_windows = min(num_windows, max(MIN_WINDOWS, MAX_WINDOW_NUMBERS // numbers))
         before, after = [], []
-        reach, greedy = [], []
-        for index in self.rng.choice(len(chunks), size=num_windows, p=lengths / lengths.sum()):
+        reach, greedy, offsets = [], [], []
+        drawn = self.rng.choice(len(chunks), size=num_windows, p=lengths / lengths.sum())
+        for index in drawn:
             episode, fresh = chunks[index]
-            t = len(episode) - 1 - int(self.rng.integers(fresh.length))
+            steps_back = int(self.rng.integers(fresh.length))
+            t = len(episode) - 1 - steps_back
+            offsets.append(fresh.length - 1 - steps_back)
             before.append((episode, max(0, t - burn_in), t))
             after.append((episode, t, min(t + horizon, len(episode))))
             steps_after = fresh.steps_after if episode.is_terminated else 0
@@ -281,7 +285,13 @@ class SequenceReplay(EpisodeReplayBuffer):
         past, future = self._gather(before, burn_in, align_end=True), self._gather(after, horizon, align_end=False)
         joined = {name: np.concatenate([past[name], future[name]], 1) for name in past if name != Columns.OBS}
         joined[Columns.OBS] = np.concatenate([past[Columns.OBS][:, :-1], future[Columns.OBS]], 1)
-        return {**joined, REACH: np.array(reach), GREEDY: np.array(greedy)}
+        return {
+            **joined,
+            REACH: np.array(reach),
+            GREEDY: np.array(greedy),
+            CHUNK: drawn,
+            OFFSET: np.array(offsets),
+        }
 
     def _random_step(self) -> tuple[SingleAgentEpisode, int]:
         index, t = self._indices[self.rng.integers(len(self._indices))]

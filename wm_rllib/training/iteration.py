@@ -178,7 +178,7 @@ class IterationReport:
         """Keeps what the gate made of all that it was told."""
         self.judged |= {
             "gate_skill": gate.skill[0] if gate.skill else None,
-            "gate_gap": gate.gap,
+            "gate_gap": gate.gap_beyond_chance,
             "configured_horizon": horizon,
         }
 

@@ -109,7 +109,8 @@ class TrainingState:
         self.phase, self.sequence = Phase(state["phase"]), newest
         self.published_at = dict(self.published_at)  # grows from here on, and the checkpoint's must not
         self.pretraining = dict(self.pretraining)
-        self.gate = Gate(list(state["gate"]["skill"]), state["gate"]["gap"])
+        gate = state["gate"]
+        self.gate = Gate(list(gate["skill"]), gate["gap"], gate.get("gap_variance", 0.0))
 
 
 def _has_passed(before: int, now: int, interval: int | None) -> bool:
