@@ -1,10 +1,14 @@
 """The parts of a sweep alone: schedulers that learn the past again, Optuna's patience, the table, loggers."""
 
 import csv
+import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from sweeping import TINY
@@ -12,6 +16,7 @@ from sweeping import TINY
 from wm_rllib.settings.settings import flat_tree
 from wm_rllib.sweep import ranking
 from wm_rllib.sweep.loggers import make_loggers
+from wm_rllib.sweep.ranking import RankedTrial, prune
 from wm_rllib.sweep.schedulers import clip_to_bounds, make_scheduler
 from wm_rllib.sweep.search import TIME_ATTR, flat_search, parse_search
 from wm_rllib.sweep.spec import parse_sweep
@@ -65,6 +70,48 @@ def test_asha_knows_its_rungs_again():
             asha.on_trial_add(None, trial)
         assert asha.on_trial_result(None, newcomer, {TIME_ATTR: 64}) == TrialScheduler.CONTINUE
         assert asha.on_trial_result(None, newcomer, flat(130, 5.0)) == decision
+
+
+def test_asha_judges_a_trial_once_where_an_evaluation_passes_two_rungs():
+    asha = scheduler(scheduler="asha", asha={"grace_period": 128, "reduction_factor": 2})
+    trials = {score: FakeTrial(str(score)) for score in range(16)}
+    for trial in trials.values():
+        asha.on_trial_add(None, trial)
+    assert [milestone for milestone, _ in asha._brackets[0]._rungs] == [512, 256, 128]
+    order = random.Random(0).sample(list(trials), k=len(trials))
+    decisions = {score: asha.on_trial_result(None, trials[score], flat(300, score)) for score in order}
+    left = [score for score, decision in decisions.items() if decision == TrialScheduler.CONTINUE]
+    assert 0 < len(left) < len(trials)
+    for score in sorted(left, reverse=True):  # still at the same rung: the one below, long passed, stops nobody
+        later = [asha.on_trial_result(None, trials[score], flat(steps, score)) for steps in (400, 500)]
+        assert later == [TrialScheduler.CONTINUE] * 2
+
+
+def test_pbt_takes_over_from_a_restored_trial_at_once():
+    pbt = scheduler(scheduler="pbt", num_samples=2, pbt={"perturbation_interval": 128})
+    good, bad = FakeTrial("good", evaluated(128, 100.0)), FakeTrial("bad", evaluated(128, 1.0))
+    good.run_metadata.checkpoint_manager.best_checkpoint_results[0].checkpoint = "a checkpoint"
+    controller = SimpleNamespace(search_alg=None, get_trials=lambda: [good, bad], pause_trial=lambda *_, **__: None)
+    taken: list[tuple[Any, Any]] = []
+    pbt._exploit = lambda controller, trial, donor: taken.append((trial.trial_id, donor.trial_id))
+    for trial in (good, bad):
+        pbt.on_trial_add(controller, trial)
+    pbt.on_trial_result(controller, bad, flat(256, 1.0))
+    assert taken == [("bad", "good")]
+    assert pbt._trial_state[good].last_result == evaluated(128, 100.0)  # as Tune keeps results, which a restore reads
+
+
+def test_a_checkpoint_that_another_trial_goes_on_from_is_not_pruned(tmp_path: Path):
+    local = LocalFileSystem()
+    kept = [SimpleNamespace(path=str(tmp_path / name), filesystem=local) for name in ("best", "taken", "old")]
+    for checkpoint in kept:
+        Path(checkpoint.path).mkdir()
+    best, taken, old = kept
+    ranked = {"steps": 1, "total_steps": 1, "iterations": 1, "seconds": 1.0, "config": {}}
+    donor = RankedTrial("a", 2.0, status="finished", checkpoint=best, others=[taken, old], newest=best.path, **ranked)
+    failed = RankedTrial("b", None, status="failed", checkpoint=None, others=[], newest=taken.path, **ranked)
+    prune([donor, failed])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "taken"]
 
 
 def test_pbt_knows_its_population_again():

@@ -123,6 +123,7 @@ def test_wrong_search_names_key_value_rule_and_fix(section, words):
         ({RATE: {"grid": [1e-3, 1e-2]}}, {"scheduler": "pbt"}, ("ppo.learning_rate is a grid", "choice")),
         ({RATE: {"grid": [1e-3, 1e-2]}}, {"searcher": "optuna"}, ("ppo.learning_rate is a grid",)),
         (None, {"asha": {"grace_period": 600}}, ("search.asha.grace_period is 600", "512")),
+        (None, {"asha": {"grace_period": 128, "brackets": 3}}, ("search.asha.brackets is 3", "Fix: 2 at most")),
         (None, {"scheduler": "pbt", "num_samples": 1}, ("search.num_samples is 1", "at least 2")),
         (None, {"scheduler": "pbt", "searcher": "optuna"}, ("search.searcher is 'optuna'", "pbt")),
         (None, {"scheduler": "pbt", "max_concurrent_trials": 2}, ("search.max_concurrent_trials is 2", "(8)")),

@@ -123,7 +123,12 @@ def _requested(args: argparse.Namespace, source: str | Path | None) -> SweepSpec
 
 
 def _read_spec(path: Path) -> SweepSpec:
-    return parse_sweep(*_split(read_yaml(path)))
+    tree = read_yaml(path)
+    if isinstance(tree, Mapping) and SWEEP_SECTION not in tree:
+        raise CommandError(
+            f"{path.parent} is not of a sweep: its {path.name} has no section {SWEEP_SECTION}. Fix: another --run-dir."
+        )
+    return parse_sweep(*_split(tree))
 
 
 def _split(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,14 +23,15 @@ from wm_rllib.runs.run_folder import RunFolder
 from wm_rllib.runs.signals import StopSignals, exit_code
 from wm_rllib.runs.writers import RowWriter
 
+ENV_CONFIG = "env.config"
+
 
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say; returns the exit code."""
     started = time.monotonic()
     plan = plan_run(args)
-    if plan.start.finished and not any(path.startswith("stop.") for path in plan.changed):
-        ends = "--total-timesteps, --stop-return or stop.iterations"
-        print(f"the run in {plan.folder} has ended already. To go on, raise {ends}.")
+    if why := nothing_to_do(plan):
+        print(why)
         return 0
     memory = MemoryMonitor()
     memory.start()
@@ -49,6 +50,28 @@ def run(args: argparse.Namespace) -> int:
         if outcome.end is End.SIGNAL:
             console.say(f"checkpoint written {signals.seconds_since:.1f} s after the signal")
     return 0 if signals.received is None or outcome.end is not End.SIGNAL else exit_code(signals.received)
+
+
+def nothing_to_do(plan: RunPlan) -> str | None:
+    """Return why a finished run has nothing to go on with, if it has not.
+
+    Raises:
+        CommandError: Something was asked for that would not happen.
+    """
+    if not plan.start.finished:
+        return None
+    total, steps = plan.rule.total_timesteps, plan.start.num_env_steps
+    if any(path.startswith("stop.") for path in plan.changed):
+        if total is None or steps < total:
+            return None
+        return f"the run has {steps:,} real steps already, and {total:,} is its end. To go on, raise --total-timesteps."
+    ends = "--total-timesteps, --stop-return or stop.iterations"
+    elsewhere = plan.source is not None and plan.source.parent.resolve() != plan.folder.checkpoints.resolve()
+    if plan.changed or elsewhere:
+        raise CommandError(
+            f"the run of {plan.source} has ended already, so that nothing would be trained. Fix: raise {ends}, too."
+        )
+    return f"the run in {plan.folder} has ended already. To go on, raise {ends}."
 
 
 @contextmanager
@@ -84,6 +107,8 @@ def announce(plan: RunPlan, console: Console) -> None:
         console.say(f"resumed at iteration {start.training_iteration}, {start.num_env_steps:,} real steps")
     for path, (old, new) in plan.changed.items():
         console.say(f"changed on resume: {path}: {old!r} -> {new!r}")
+    if ENV_CONFIG in plan.changed:
+        console.say("returns of another environment are not compared: the next evaluation replaces checkpoints/best")
     total, random = plan.rule.total_timesteps, plan.config.random_collection_steps
     if total is not None and total <= random and plan.config.online_collection:
         console.say(
@@ -150,8 +175,9 @@ def train(
                 console,
                 rule=plan.rule,
                 checkpoint_frequency=plan.config.checkpoint_frequency,
-                # The best is the folder's: it may be newer than the checkpoint, or a new folder may have none.
-                start=replace(plan.start, best_return=folder.best_return()),
+                # The best is the folder's: it may be newer than the checkpoint, or a new folder may have none. Returns
+                # of another environment are no measure of it.
+                start=replace(plan.start, best_return=None if ENV_CONFIG in plan.changed else folder.best_return()),
                 settings=plan.tree,
             )
             return loop.run(signals)

@@ -28,6 +28,7 @@ class RankedTrial:
         config: The trial's config at that evaluation; PBT changes it on the way.
         checkpoint: Tune's checkpoint of that evaluation.
         others: Its other checkpoints but for the last.
+        newest: Path of the last.
     """
 
     trial_id: str
@@ -40,6 +41,7 @@ class RankedTrial:
     config: dict[str, Any]
     checkpoint: Any
     others: list[Any]
+    newest: str | None = None
 
 
 def rank(results: Any, metric: str, mode: str, total_steps: int) -> list[RankedTrial]:
@@ -82,6 +84,7 @@ def _ranked(result: Any, metric: Sequence[str], sign: float, total_steps: int) -
         config=dict(at_best["config"]),
         checkpoint=checkpoint,
         others=others,
+        newest=newest,
     )
 
 
@@ -133,10 +136,16 @@ def write_csv(path: Path, trials: Sequence[RankedTrial], knobs: Mapping[str, str
 
 
 def prune(trials: Sequence[RankedTrial]) -> None:
-    """Remove checkpoints that are neither a trial's best nor its last; schedulers may need them until a sweep's end."""
+    """Remove checkpoints that are neither a trial's best nor its last; schedulers may need them until a sweep's end.
+
+    After an exploit the last one of a trial lies in the folder of the trial that it took over from.
+    """
     from pyarrow.fs import FileType
 
+    kept = {trial.newest for trial in trials} | {trial.checkpoint.path for trial in trials if trial.checkpoint}
     for trial in trials:
         for checkpoint in trial.others:
+            if checkpoint.path in kept:
+                continue
             if checkpoint.filesystem.get_file_info(checkpoint.path).type is not FileType.NotFound:
                 checkpoint.filesystem.delete_dir(checkpoint.path)

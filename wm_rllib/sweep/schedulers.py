@@ -21,10 +21,13 @@ from wm_rllib.sweep.spaces import INTERVALS
 from wm_rllib.sweep.spec import SweepSpec
 
 
-def past_evaluations(trial: Any, metric: str) -> list[dict[str, Any]]:
-    """Flat results of a restored trial's evaluations, oldest first; none of a new trial."""
+def past_evaluations(trial: Any, metric: str) -> list[tuple[dict[str, Any], Any]]:
+    """A restored trial's evaluations, oldest first: flat results, and Tune's record of their checkpoints.
+
+    There are none of a new trial.
+    """
     checkpoints = trial.run_metadata.checkpoint_manager.best_checkpoint_results
-    return [result for result in (flatten_dict(kept.metrics) for kept in checkpoints) if metric in result]
+    return [(result, kept) for kept in checkpoints if metric in (result := flatten_dict(kept.metrics))]
 
 
 class ResumableASHA(ASHAScheduler):
@@ -33,7 +36,7 @@ class ResumableASHA(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Enters what a restored trial has reached."""
         super().on_trial_add(tune_controller, trial)
-        for result in past_evaluations(trial, self._metric):
+        for result, _ in past_evaluations(trial, self._metric):
             super().on_trial_result(tune_controller, trial, result)  # its decision was taken then
 
 
@@ -53,8 +56,11 @@ class ResumablePBT(PopulationBasedTraining):
         past = past_evaluations(trial, self._metric)
         if not past:
             return
-        self._save_trial_state(self._trial_state[trial], past[-1][TIME_ATTR], past[-1], trial)
-        self._trial_state[trial].last_perturbation_time = past[-1][TIME_ATTR]
+        (result, kept), state = past[-1], self._trial_state[trial]
+        self._save_trial_state(state, result[TIME_ATTR], result, trial)
+        state.last_perturbation_time = result[TIME_ATTR]
+        # Without, nobody could take over from it before its next evaluation, and would lose an interval.
+        state.last_checkpoint, state.last_result = kept.checkpoint, kept.metrics
         self._count_in_intervals(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -83,9 +89,11 @@ def make_scheduler(spec: SweepSpec) -> Any:
         return ResumableASHA(
             time_attr=TIME_ATTR,
             max_t=spec.total_steps,
-            grace_period=search["asha.grace_period"] or min(spec.interval, spec.total_steps),
+            grace_period=spec.grace_period,
             reduction_factor=search["asha.reduction_factor"],
             brackets=search["asha.brackets"],
+            # Otherwise a trial whose first evaluation passes two rungs would later be judged at the lower one, too.
+            stop_last_trials=False,
         )
     if search["scheduler"] == PBT:
         bounds = {space.attr: space.arguments for space in spec.spaces.values() if space.kind in INTERVALS}

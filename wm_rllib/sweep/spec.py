@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,11 @@ class SweepSpec:
     def interval(self) -> int:
         """Real steps between a trial's evaluations."""
         return int(self.values[INTERVAL])
+
+    @property
+    def grace_period(self) -> int:
+        """Real steps before which ASHA stops no trial."""
+        return int(self.search["asha.grace_period"] or min(self.interval, self.total_steps))
 
     @property
     def uses_pbt(self) -> bool:
@@ -107,6 +113,19 @@ def _check_measure(spec: SweepSpec) -> None:
         raise SettingError("search.mlflow.tracking_uri needs search.mlflow.experiment_name. Fix: set it.")
 
 
+def _check_brackets(spec: SweepSpec) -> None:
+    """Raise if a bracket would have no rung: its trials could never be stopped early."""
+    brackets, factor = spec.search["asha.brackets"], spec.search["asha.reduction_factor"]
+    grace = spec.grace_period
+    most = int(math.log(spec.total_steps / grace, factor) + 1e-9) + 1
+    if brackets > most:
+        raise SettingError(
+            f"search.asha.brackets is {brackets}, but from a grace period of {grace} to {TOTAL} ({spec.total_steps}) "
+            f"there are rungs for {most} at a reduction factor of {factor:g}: trials of the others would never be "
+            f"stopped early. Fix: {most} at most, or a shorter search.asha.grace_period."
+        )
+
+
 def _check_scheduler(spec: SweepSpec) -> None:
     search = spec.search
     grids = [path for path, space in spec.spaces.items() if space.kind == GRID]
@@ -118,6 +137,8 @@ def _check_scheduler(spec: SweepSpec) -> None:
         raise SettingError(
             f"search.asha.grace_period is {grace}, but must not exceed {TOTAL} ({spec.total_steps}). Fix: lower it."
         )
+    if search["scheduler"] == ASHA:
+        _check_brackets(spec)
     if spec.uses_pbt:
         _check_pbt(spec)
 
