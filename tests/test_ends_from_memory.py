@@ -16,7 +16,7 @@ from wm_rllib.models import MDNRNN
 from wm_rllib.models.imagining import draw_step_noise, imagined_step
 from wm_rllib.models.judging import Windows
 from wm_rllib.models.lookahead import Lookahead, PlainSimulation
-from wm_rllib.models.mdn_rnn import ENDS_WITHIN, Ahead, _later_ends_loss
+from wm_rllib.models.mdn_rnn import NUM_ENDS, Ahead, _later_ends_loss
 from wm_rllib.models.mixture import mixture_nll
 from wm_rllib.models.trust import end_probabilities
 from wm_rllib.replay.replay import SequenceReplay, _ahead
@@ -55,9 +55,9 @@ def test_later_ends_by_the_book():
     steps_left, terminates = [9, 3, 20], [False, True, True]  # of the episode, from a row's first step on
     ahead = Ahead(torch.tensor(steps_left)[:, None] - torch.arange(5), torch.tensor(terminates))
     rows = mask.flatten().nonzero().squeeze(-1)
-    logits = torch.randn(len(rows), len(ENDS_WITHIN) - 1)
+    logits = torch.randn(len(rows), NUM_ENDS - 1)
     expected = torch.zeros(())
-    for column, within in enumerate(ENDS_WITHIN[1:]):
+    for column, within in enumerate((2, 4, 8, 16)):
         errors = []
         for row, place in enumerate(rows.tolist()):
             episode, t = divmod(place, 5)

@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Each command imports what it needs, and Ray only where it gets that far.
+    # Each command imports what it needs.
     module = importlib.import_module(f"wm_rllib.cli.{MODULES.get(args.command, args.command)}")
     code: int = module.run(args)
     return code

@@ -1,4 +1,4 @@
-"""Where the dreams of a `DreamEnv` start: real observations from a checkpoint's replay."""
+"""Where dreams start: real steps, burned in; those of a `DreamEnv` from a checkpoint's replay."""
 
 from __future__ import annotations
 

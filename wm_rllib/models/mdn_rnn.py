@@ -61,9 +61,8 @@ REWARD, LAST_REWARD, TERMINATION = 0, 1, 2
 """Columns of the outcome head's output."""
 
 NUM_ENDS = 5
-ENDS_WITHIN = tuple(2**k for k in range(NUM_ENDS))
-"""Steps in which the head on h says whether the episode ends. The first is what dreams ask for; from the others h
-learns of dangers that are far, which the first, with one end in a hundred steps, would hardly teach it."""
+"""The head on h says whether the episode ends within 1, 2, 4, 8 and 16 steps. The first is what dreams ask for; from
+the others h learns of dangers that are far, which the first, with one end in a hundred steps, would hardly teach."""
 
 
 class MDNRNN(nn.Module):
@@ -412,7 +411,7 @@ class MDNRNN(nn.Module):
 
 
 def _later_ends_loss(logits: Tensor, ahead: Ahead, rows: Tensor) -> Tensor:
-    """Cross-entropy of whether episodes end within all but the first of `ENDS_WITHIN`; their sum, means over steps.
+    """Cross-entropy of whether episodes end within 2, 4, 8 and 16 steps; their sum, means over steps.
 
     Nothing is learned where that is not known. It must not depend on where in its sequence a step is: by what a
     sequence itself shows, its last steps would be known where it ends and not where it goes on, and M learn to count.

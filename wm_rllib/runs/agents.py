@@ -19,7 +19,7 @@ from wm_rllib.settings.table import BY_PATH, Setting
 from wm_rllib.settings.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
-    from wm_rllib.acting.policy import WorldModelPolicy  # Ray: only once the arguments are known to be right
+    from wm_rllib.acting.policy import WorldModelPolicy
 
 
 ATTEMPTS = 3

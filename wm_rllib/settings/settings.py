@@ -1,8 +1,7 @@
 """Every setting that YAML files, `--set` and the fluent config share: one table, one set of rules.
 
 The table is in `settings/table.py`.
-Defaults are not here: they live in `config.py` alone. Nothing here imports Ray, so that a mistake in a YAML
-file is reported at once.
+Defaults are not here: they live in `config.py` and `config_sections.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The table of settings: each one's YAML path, its attribute on `WorldModelPPOConfig`, and what values it may have.
 
-Defaults are not here: they live in `config.py` alone.
+Defaults are not here: they live in `config.py` and `config_sections.py`.
 """
 
 from __future__ import annotations

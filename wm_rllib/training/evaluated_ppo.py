@@ -1,4 +1,4 @@
-"""PPO whose evaluations are greedy, due at real steps, and made with exactly one pair of versions."""
+"""PPO that gives out its agent, and whose evaluations are greedy, due at real steps, and of one pair of versions."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ for as many as may come, and the surplus is left out of the merge: the ratio is 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 
 from wm_rllib.dreamers.orders import DreamHarvest, DreamTicket
@@ -21,8 +20,6 @@ from wm_rllib.env_runners.collection import RealExperience
 from wm_rllib.mixing import AUTO, imagined_rows, ratio_at, split_evenly
 from wm_rllib.training.gating import choose_imagination
 from wm_rllib.training.stages import Stages
-
-logger = logging.getLogger(__name__)
 
 
 class OverlappingTraining:
