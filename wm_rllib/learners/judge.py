@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from wm_rllib.columns import CHUNK, GREEDY, MASK, OFFSET, REACH
@@ -144,6 +143,8 @@ def _gap(differences: np.ndarray, stretches: np.ndarray) -> tuple[float | None, 
         differences: [N].
         stretches: [k, N], equal where two windows begin in the same one.
     """
+    from scipy.special import stdtrit  # a quarter of a second in each process that imports it
+
     _, index, counts = np.unique(stretches, axis=1, return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return None, None
@@ -152,7 +153,7 @@ def _gap(differences: np.ndarray, stretches: np.ndarray) -> tuple[float | None, 
     squares = (counts / len(differences) * (of_stretches - mean)) ** 2
     freedom = len(counts) - 1
     error = math.sqrt(squares.sum() * len(counts) / freedom)
-    return mean, float(error * student_t.ppf(0.975, freedom) / 2.0)
+    return mean, float(error * stdtrit(freedom, 0.975) / 2.0)
 
 
 def _skill_by_step(skill: Tensor) -> list[float | None]:
