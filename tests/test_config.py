@@ -201,6 +201,22 @@ def test_parts_that_would_be_ignored_or_know_nothing_of_v_and_m(
         config.build_algo()
 
 
+@pytest.mark.parametrize(
+    ("section", "settings", "said"),
+    [
+        ("environment", {"clip_rewards": True}, "clip_rewards = True .*Fix: gymnasium.wrappers.TransformReward"),
+        ("env_runners", {"observation_filter": "MeanStdFilter"}, "observation_filter = 'MeanStdFilter' .*leave it out"),
+        ("training", {"model": {"fcnet_hiddens": [8]}}, r"model = \{'fcnet_hiddens': \[8\]\} .*policy_hidden_dims"),
+    ],
+    ids=str,
+)
+def test_the_old_apis_settings_are_refused(nothing_starts: None, section: str, settings: dict[str, Any], said: str):
+    config = tiny_config()
+    getattr(config, section)(**settings)
+    with pytest.raises(ValueError, match=said):
+        config.build_algo()
+
+
 def test_the_old_apis_batch_size_is_refused(nothing_starts: None):
     with pytest.raises(ValueError, match=r"train_batch_size = 2000 .*Fix: train_batch_size_per_learner"):
         tiny_config().training(train_batch_size=2000).build_algo()

@@ -103,3 +103,14 @@ def test_frames_are_cut_to_what_any_of_them_shows():
     assert [frame.shape for frame in cut] == [(31, 10, 3)] * 2
     assert (cut[0][5, 2] == 0).all() and (cut[1][25, 3] == 0).all()
     assert cut_height([frames[0][:10]])[0].shape == (10, 10, 3)
+
+
+def test_traces_are_drawn_anew_for_each_frame_and_say_what_they_leave_out():
+    low, high, path = np.full(12, -1.0), np.full(12, 1.0), np.linspace(-1.0, 1.0, 12 * 30).reshape(30, 12)
+    painter = TracePainter(low, high, 20)
+    frames = [painter.paint(path[: count + 1]) for count in (0, 10, 29)]
+    assert all(frame.shape == (300, 400, 3) and frame.dtype == np.uint8 for frame in frames)
+    assert not np.array_equal(frames[0], frames[1]) and not np.array_equal(frames[1], frames[2])
+    # The same path again is the same picture, whatever was drawn in between, and that of a new painter's second frame.
+    assert np.array_equal(painter.paint(path[:11]), frames[1])
+    assert painter._plot is not None and painter._plot._figure.get_suptitle() == "8 of 12 numbers"

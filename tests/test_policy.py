@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -109,5 +110,16 @@ def test_explore_samples_and_greedy_does_not():
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Any):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} is not a checkpoint of WorldModelPPO"):
         load_policy(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere is not a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         load_policy(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_no_checkpoint_says_which_would_be(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_policy(tmp_path / "nowhere")
+    (tmp_path / "run" / "checkpoints" / "last").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"is a run folder, not a checkpoint\. Fix: .*run/checkpoints/last\."):
+        load_policy(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint of WorldModelPPO"):
+        load_policy(tmp_path / "other")

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import EVALUATION_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune import PlacementGroupFactory
 
 from wm_rllib.acting.planning import Plan
@@ -154,8 +154,11 @@ class WorldModelPPO(EvaluatedPPO):
         if self._evaluation_is_due():
             self._evaluate_periodically()
         if self._report.evaluation:
-            # RLlib's metrics repeat the last evaluation in every iteration; these keys are there only when it is new.
-            results[EVALUATION_RESULTS] = {**results.get(EVALUATION_RESULTS, {}), **self._report.evaluation}
+            # RLlib's metrics repeat the last evaluation in every iteration, under env_runners; keys beside that are
+            # there only when it is new. What is evaluated after RLlib's iteration its metrics have in the next one.
+            figures, before = self._report.evaluation, results.get(EVALUATION_RESULTS, {})
+            by_env_runners = {**before.get(ENV_RUNNER_RESULTS, {}), **figures}
+            results[EVALUATION_RESULTS] = {**before, **figures, ENV_RUNNER_RESULTS: by_env_runners}
         results.update(self._report.as_dict())
         results.update(
             {

@@ -83,13 +83,36 @@ def _of_rllib(config: Any) -> Iterator[str]:
 
 
 def _of_controller(config: Any, default: Any) -> Iterator[str]:
+    if config.model_config.get("use_lstm"):
+        yield (
+            "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
+            "use_lstm False."
+        )
     if not config.policy_hidden_dims:
         yield "policy_hidden_dims = [] must have a layer: RLlib builds no controller without one. Fix: [64]."
     ours, theirs = list(config.policy_hidden_dims), list(config.model_config["fcnet_hiddens"])
     if ours != theirs:
         yield (
             f"policy_hidden_dims = {ours} and fcnet_hiddens = {theirs} of rl_module's model_config both give the "
-            f"controller's layers, and must be the same. Fix: .training(policy_hidden_dims={theirs})."
+            f"controller's layers, and must be the same. Fix: .training(policy_hidden_dims={theirs}), or "
+            "model_config as a dict of what you change (DefaultModelConfig has layers of its own)."
+        )
+    if config.model != default.model:
+        changed = sorted(name for name in config.model if config.model[name] != default.model.get(name))
+        yield (
+            f"model = {{{', '.join(f'{name!r}: {config.model[name]!r}' for name in changed)}}} is the old API's, and "
+            "nothing reads it here. Fix: .training(policy_hidden_dims=...) for layers, .rl_module(model_config={...}) "
+            "for the rest."
+        )
+    if config.clip_rewards:
+        yield (
+            f"clip_rewards = {config.clip_rewards} is the old API's, and nothing reads it here. Fix: "
+            "gymnasium.wrappers.TransformReward around the environment."
+        )
+    if config.observation_filter != default.observation_filter:
+        yield (
+            f"observation_filter = {config.observation_filter!r} is the old API's, and nothing reads it here. Fix: "
+            "leave it out; V has the units of observations from the random phase."
         )
     if config.train_batch_size != default.train_batch_size:
         yield (
@@ -100,11 +123,6 @@ def _of_controller(config: Any, default: Any) -> Iterator[str]:
         yield (
             "vf_share_layers = True would drown the policy's gradient: value losses are in the environment's units, "
             "and not clipped. (DefaultModelConfig has it, RLlib's PPO does not.) Fix: vf_share_layers=False."
-        )
-    if config.model_config.get("use_lstm"):
-        yield (
-            "use_lstm = True gives C a memory of its own, which dreams do not carry along. M's h is its memory. Fix: "
-            "use_lstm False."
         )
 
 

@@ -292,7 +292,12 @@ def _module_folder(checkpoint: str | Path, name: str) -> Path:
     if "://" in str(checkpoint):
         raise ValueError(f"checkpoint {checkpoint} is a URI, but must be a local folder. Fix: copy it to this machine.")
     folder = Path(checkpoint) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE / name
+    if not Path(checkpoint).is_dir():
+        raise FileNotFoundError(f"checkpoint {checkpoint} does not exist.")
     if not folder.is_dir():
+        inside = [f"{checkpoint}/checkpoints/{name}" for name in ("best", "last")]
+        if found := next((path for path in inside if Path(path).is_dir()), None):
+            raise FileNotFoundError(f"{checkpoint} is a run folder, not a checkpoint. Fix: {found}.")
         raise FileNotFoundError(
             f"{checkpoint} is not a checkpoint of WorldModelPPO: it has no folder {folder.relative_to(checkpoint)}. "
             "Name a folder written by `train` (runs/.../checkpoints/best), by Tune or by save_to_path."

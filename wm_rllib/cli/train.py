@@ -115,6 +115,12 @@ def announce(plan: RunPlan, console: Console) -> None:
             f"nothing will be learned: {total:,} real steps (--total-timesteps) end before the random phase, which has "
             f"{random:,} (world_model.data_collection.random_collection_steps)"
         )
+    config = plan.config
+    if not (config.evaluation_interval_steps or config.evaluation_interval_iterations or config.evaluation_interval):
+        console.say(
+            "nothing is evaluated, so that there will be no checkpoints/best: --set evaluation.interval=500 evaluates "
+            "every 500 real steps"
+        )
     if plan.rule.total_timesteps is None and plan.rule.stop_return is None and plan.rule.iterations is None:
         console.say("no end is set (--total-timesteps, --stop-return, stop.iterations): training goes on until Ctrl-C")
 

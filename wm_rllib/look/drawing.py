@@ -90,30 +90,47 @@ def _inline(svg: str, name: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
 
 
-def draw_path(path: np.ndarray, low: np.ndarray, high: np.ndarray, steps: int) -> np.ndarray:
-    """Traces of numbers [T + 1, O] over time, as a frame [height, width, 3] uint8.
+MOST_TRACES = 8
+
+
+class PathPlot:
+    """Traces of numbers over time, drawn again and again: all but the lines is laid out once, which is what takes time.
 
     Args:
-        path: The numbers so far.
+        size: How many numbers there are; the first 8 are drawn.
         low: [O], least of each axis.
         high: [O], most of each axis.
         steps: Length of the time axis.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    size = min(path.shape[1], 8)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.0, 3.0), dpi=100, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        for index, axis in enumerate(figure.subplots(size, 1, squeeze=False, sharex=True).flatten()):
-            margin = 0.05 * (high[index] - low[index]) + 1e-6
-            axis.set_ylim(low[index] - margin, high[index] + margin)
-            axis.set_xlim(0, max(steps, len(path) - 1, 1))
-            axis.plot(path[:, index], color=EXPECTED)
-            axis.plot(len(path) - 1, path[-1, index], "o", color=EXPECTED, markersize=3)
-            axis.tick_params(labelsize=6)
-            axis.set_ylabel(str(index), rotation=0, fontsize=7)
-        canvas.draw()  # type: ignore[no-untyped-call]
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+    def __init__(self, size: int, low: np.ndarray, high: np.ndarray, steps: int):
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._steps, shown = steps, min(size, MOST_TRACES)
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(4.0, 3.0), dpi=100, layout="constrained")
+            self._canvas, self._figure = FigureCanvasAgg(figure), figure
+            if shown < size:
+                figure.suptitle(f"{shown} of {size} numbers", fontsize=7)
+            self._axes = figure.subplots(shown, 1, squeeze=False, sharex=True).flatten()
+            self._lines, self._points = [], []
+            for index, axis in enumerate(self._axes):
+                margin = 0.05 * (high[index] - low[index]) + 1e-6
+                axis.set_ylim(low[index] - margin, high[index] + margin)
+                self._lines += axis.plot([], [], color=EXPECTED)
+                self._points += axis.plot([], [], "o", color=EXPECTED, markersize=3)
+                axis.tick_params(labelsize=6)
+                axis.set_ylabel(str(index), rotation=0, fontsize=7)
+
+    def frame(self, path: np.ndarray) -> np.ndarray:
+        """The numbers so far [T + 1, O], as a frame [height, width, 3] uint8."""
+        last = len(path) - 1
+        for index, (line, point) in enumerate(zip(self._lines, self._points, strict=True)):
+            line.set_data(np.arange(len(path)), path[:, index])
+            point.set_data([last], [path[-1, index]])
+        self._axes[0].set_xlim(0, max(self._steps, last, 1))  # of all: they share it
+        self._canvas.draw()  # type: ignore[no-untyped-call]
+        self._figure.set_layout_engine("none")
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

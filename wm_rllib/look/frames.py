@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wm_rllib.environments.names import AnyEnv, make_env
-from wm_rllib.look.drawing import draw_path
+from wm_rllib.look.drawing import PathPlot
 from wm_rllib.look.setters import setter_for
 from wm_rllib.settings.settings import SettingError
 
@@ -83,10 +83,14 @@ class TracePainter:
 
     def __init__(self, low: np.ndarray, high: np.ndarray, steps: int):
         self._low, self._high, self._steps = low, high, steps
+        self._plot: PathPlot | None = None
 
     def paint(self, path: np.ndarray) -> Frame:
         """See `Painter`."""
-        return draw_path(path.reshape(len(path), -1), self._low, self._high, self._steps)
+        numbers = path.reshape(len(path), -1)
+        if self._plot is None:
+            self._plot = PathPlot(numbers.shape[1], self._low, self._high, self._steps)
+        return self._plot.frame(numbers)
 
     def close(self) -> None:
         """See `Painter`."""

@@ -86,6 +86,10 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     changed = changed_on_resume(before, requested) if before else {}
     values = {**before, **requested}
     if "env.id" not in values:
+        if args.resume == AUTO and named is not None:
+            raise CommandError(
+                f"{named} holds no run to go on with. Fix: another --run-dir, or --env ID to start one in it."
+            )
         raise CommandError("no environment. Fix: --env ID, or env.id in the YAML file.")
     folder = named or RunFolder(_unnamed_run_dir(source, values["env.id"]))
     folder.refuse_sweep()
