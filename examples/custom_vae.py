@@ -19,25 +19,30 @@ from wm_rllib.models.layers import mlp
 NUM_FREQUENCIES = 4
 
 
-class FourierFeatures(nn.Module):
-    """[N, O] to [N, O (1 + 2 F)]: the observation and sines and cosines of it."""
+class FourierEncoder(nn.Module):
+    """The usual encoder, plus what a network makes of sines and cosines of the observation, which starts as nothing."""
+
+    def __init__(self, usual: nn.Module, observation_dim: int, hidden_dims: tuple[int, ...], output_dim: int):
+        super().__init__()
+        self.usual = usual
+        self.of_waves = mlp(2 * NUM_FREQUENCIES * observation_dim, hidden_dims, output_dim)
+        for parameter in self.of_waves[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Appends the waves."""
+        """[N, *O] to mean and log variance, [N, 2 Z]."""
         frequencies = 2.0 ** torch.arange(NUM_FREQUENCIES, device=observations.device)
-        waves = (observations.unsqueeze(-1) * frequencies).flatten(1)
-        return torch.cat([observations, waves.sin(), waves.cos()], dim=-1)
+        waves = (observations.flatten(1).unsqueeze(-1) * frequencies).flatten(1)
+        return self.usual(observations) + self.of_waves(torch.cat([waves.sin(), waves.cos()], dim=-1))
 
 
 class FourierVAE(VariationalAutoencoder):
-    """Preprocesses (normalised) vector observations before the usual encoder."""
+    """V that also sees waves of its (normalised) vector observations."""
 
     def make_encoder(self) -> nn.Module:
-        """Fourier features, then a multi-layer perceptron to mean and log variance, [N, 2 Z]."""
-        width = math.prod(self.config.observation_shape) * (1 + 2 * NUM_FREQUENCIES)
-        return nn.Sequential(
-            nn.Flatten(), FourierFeatures(), mlp(width, self.config.hidden_dims, 2 * self.config.latent_dim)
-        )
+        """The usual encoder starts as the identity, which is worth keeping: one that starts anew blurs a vector."""
+        size = math.prod(self.config.observation_shape)
+        return FourierEncoder(super().make_encoder(), size, self.config.hidden_dims, 2 * self.config.latent_dim)
 
 
 def main() -> None:
