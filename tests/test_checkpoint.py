@@ -386,6 +386,6 @@ def test_loaded_policy_needs_no_ray(saved):
 
 def test_no_checkpoint_is_one_clear_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "missing", tmp_path / "empty"):
-        with pytest.raises(FileNotFoundError, match="is not a checkpoint of WorldModelPPO"):
-            load_policy(path)
+    for name, said in (("missing", "missing does not exist"), ("empty", "is not a checkpoint of WorldModelPPO")):
+        with pytest.raises(FileNotFoundError, match=said):
+            load_policy(tmp_path / name)

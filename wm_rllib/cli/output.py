@@ -26,8 +26,6 @@ def configure_output(*, verbose: bool, log_level: str | None) -> None:
     # Ray's processes inherit the environment, so it is set before they start.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Of an actor that may be restarted, and has references in its arguments, Ray says as an error that it may not be.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.simplefilter("ignore")
     gym.logger.min_level = logging.ERROR
     for name in ("ray", "ray.rllib", "ray.tune"):
