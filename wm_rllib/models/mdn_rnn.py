@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from wm_rllib.models.bounds import clamp_inwards
 from wm_rllib.models.config import MDNRNNConfig
 from wm_rllib.models.ensemble import Ensemble
 from wm_rllib.models.layers import mlp
@@ -240,7 +239,7 @@ class MDNRNN(nn.Module):
         mean = mean.reshape(shape) * self.change_scale
         if self.config.residual:
             mean = mean + z.unsqueeze(-2)
-        log_sigma = clamp_inwards(log_sigma.reshape(shape), *self.config.log_sigma_range)
+        log_sigma = log_sigma.reshape(shape).clamp(*self.config.log_sigma_range)
         if self.config.mixture == "per_dimension":
             log_pi = torch.log_softmax(logits.reshape(shape), dim=-2)
         else:
