@@ -117,10 +117,8 @@ def announce(plan: RunPlan, console: Console) -> None:
         )
     config = plan.config
     if not (config.evaluation_interval_steps or config.evaluation_interval_iterations or config.evaluation_interval):
-        console.say(
-            "nothing is evaluated, so that there will be no checkpoints/best: --set evaluation.interval=500 evaluates "
-            "every 500 real steps"
-        )
+        setting = "interval=500" if config.online_collection else "interval_iterations=10"
+        console.say(f"nothing is evaluated, so that there will be no checkpoints/best: --set evaluation.{setting}")
     if plan.rule.total_timesteps is None and plan.rule.stop_return is None and plan.rule.iterations is None:
         console.say("no end is set (--total-timesteps, --stop-return, stop.iterations): training goes on until Ctrl-C")
 
